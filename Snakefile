@@ -1,0 +1,52 @@
+# Rebuilds every figure, table and verdict: `snakemake all`, or `snakemake all --config scale=smoke` for a first look.
+import json
+import os
+from pathlib import Path
+
+from common.digest import digest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two single-threaded jobs beat one with two threads
+
+scale = config.get("scale", "cpu")
+if not Path(f"config/{scale}.yaml").is_file():
+    sys.exit(f"error: there is no scale {scale!r}; choose one of {', '.join(p.stem for p in Path('config').glob('*.yaml'))}")
+
+
+configfile: f"config/{scale}.yaml"
+
+
+WORK, RESULTS, FIGURES, LOGS = (f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs"))
+PAPERS = ["svce"]
+
+
+localrules:
+    all,
+    data,
+    fetch,
+
+
+rule all:
+    default_target: True
+    input:
+        expand(f"{RESULTS}/{{paper}}/claims.json", paper=PAPERS),
+        lambda _: [figure for paper in PAPERS for figure in FIGURES_OF[paper]],
+
+
+rule data:
+    input:
+        [str(pointer.with_suffix("")) for pointer in Path("data").glob("*.dvc")],
+
+
+FIGURES_OF = {}
+
+
+include: "common/rules.smk"
+include: "papers/svce/rules.smk"
+
+
+onsuccess:
+    for paper in PAPERS:
+        verdicts = Path(RESULTS, paper, "claims.json")
+        if verdicts.is_file():
+            for name, claim in json.loads(verdicts.read_text())["claims"].items():
+                print(f"{paper} {name:>3}  {claim['verdict']:<13} {claim['statement']}")

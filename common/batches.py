@@ -1,0 +1,84 @@
+"""Explained batches on disk: one safetensors file per shard, one entry per method, samples shared by all.
+
+A shard is one world, one classifier and one training seed. The file holds only what is deterministic; what it cost
+stands beside it in `<shard>.cost.json`.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from common.errors import VceError
+from common.explain import STATUSES, CounterfactualBatch
+from common.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Counterfactuals by method for the same N samples; `source_prediction` N is what the classifier sees in x.
+
+    `traces` holds N×S×(steps + 1) running objectives of the methods that were asked for them.
+    """
+
+    world: str
+    classifier: str
+    seed: int
+    ids: tuple[str, ...]
+    source: Tensor
+    target: Tensor
+    source_prediction: Tensor
+    batches: dict[str, CounterfactualBatch]
+    traces: dict[str, Tensor]
+
+
+def write_shard(shard: Shard, path: Path) -> None:
+    """Write a shard atomically."""
+    tensors = {name: getattr(shard, name) for name in ("source", "target", "source_prediction")}
+    for method, batch in shard.batches.items():
+        for item in fields(batch):
+            value = getattr(batch, item.name)
+            if isinstance(value, Tensor):
+                tensors[f"{method}|{item.name}"] = value.contiguous()
+        codes = np.vectorize(STATUSES.index)(batch.status)
+        tensors[f"{method}|status"] = torch.from_numpy(codes)
+    tensors |= {f"{method}|trace": trace.contiguous() for method, trace in shard.traces.items()}
+    header = {
+        "world": shard.world,
+        "classifier": shard.classifier,
+        "seed": shard.seed,
+        "ids": shard.ids,
+        "strengths": {method: batch.strengths for method, batch in shard.batches.items()},
+    }
+    write_atomic(path, save(tensors, metadata={"shard": json.dumps(header, sort_keys=True)}))
+
+
+def read_shard(path: Path) -> Shard:
+    """Read a shard. Raises VceError when the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            header = json.loads(handle.metadata()["shard"])
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise VceError(f"{path}: not a shard of explained batches ({error}); delete it and run the same command again") from error
+    batches = {}
+    for method, strengths in header["strengths"].items():
+        values = {item.name: tensors.get(f"{method}|{item.name}") for item in fields(CounterfactualBatch)}
+        values["status"] = np.array(STATUSES)[values["status"].numpy()]
+        batches[method] = CounterfactualBatch(**{**values, "strengths": tuple(strengths)})
+    return Shard(
+        world=header["world"],
+        classifier=header["classifier"],
+        seed=header["seed"],
+        ids=tuple(header["ids"]),
+        source=tensors["source"],
+        target=tensors["target"],
+        source_prediction=tensors["source_prediction"],
+        batches=batches,
+        traces={key.split("|")[0]: value for key, value in tensors.items() if key.endswith("|trace")},
+    )

@@ -1,0 +1,259 @@
+"""A paper's claims as committed rules, and the verdict that the rows give them (MEASUREMENT: verdicts).
+
+`claims.yaml` states each claim, where the paper makes it, the paper's value or `unknown`, and the tests that decide it.
+A test compares two cells of the long table, or holds one cell against a bound. Rules are committed before the run.
+"""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.errors import VceError
+from common.matching import At, read, select
+from common.results import COLUMNS
+from common.statistics import Estimate, paired_bootstrap
+
+MIN_PAIRS = 100
+MIN_SEEDS = 3
+Verdict = Literal["supported", "partly", "contradicted", "inconclusive", "not tested"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Test(_Strict):
+    """One decision rule.
+
+    difference: mean of metric(a) − metric(b) > 0 · parity: that mean within ± margin · share_below: the mean of
+    metric(a) < bound · max_below: the largest metric(a) ≤ bound · rises: along the path of a, the share of adjacent
+    strengths at which the metric falls by more than 0.001 is < bound.
+    """
+
+    name: str
+    role: Literal["primary", "control"]
+    kind: Literal["difference", "parity", "share_below", "max_below", "rises"]
+    metric: str
+    a: dict[str, str | float]
+    b: dict[str, str | float] | None = None
+    at: At = At(each=True)
+    margin: float | None = None
+    bound: float | None = None
+    also_metric: list[str] = []
+    also_at: list[At] = []
+
+
+class Claim(_Strict):
+    """`where` and `paper_value` stay `unknown` until somebody fills them from the paper itself."""
+
+    statement: str
+    where: str | Literal["unknown"]
+    paper_value: str | float | Literal["unknown"]
+    source: str
+    tests: list[Test]
+
+
+class Claims(_Strict):
+    paper: str
+    claims: dict[str, Claim]
+
+
+class Outcome(_Strict):
+    """What one test found; `share` is the share of its specification curve that has the claimed direction."""
+
+    claim: str
+    test: str
+    role: str
+    rule: str
+    verdict: Verdict
+    mean: float
+    low: float
+    high: float
+    n: int
+    seeds: str
+    share: float
+    reason: str = ""
+
+
+def load_claims(path: Path) -> Claims:
+    """Read and validate a `claims.yaml`. Raises VceError naming the file and the field."""
+    try:
+        claims = Claims.model_validate(yaml.safe_load(path.read_text()))
+    except (ValidationError, yaml.YAMLError) as error:
+        detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        raise VceError(f"{path}: {'.'.join(map(str, detail['loc']))} {detail['msg']}") from error
+    for name, claim in claims.claims.items():
+        for test in claim.tests:
+            for metric in (test.metric, *test.also_metric):
+                if metric not in COLUMNS and test.kind != "max_below":
+                    raise VceError(f"{path}: {name}/{test.name}: metric {metric!r} is not a column of the long table")
+    return claims
+
+
+def rules_hash(claims: Claims) -> str:
+    """Hash of everything that decides a verdict: the tests, not the prose."""
+    rules = {name: [test.model_dump(mode="json") for test in claim.tests] for name, claim in claims.claims.items()}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def judge(claims: Claims, rows: pd.DataFrame, exactness: pd.DataFrame) -> tuple[dict[str, dict], list[Outcome]]:
+    """Verdicts by claim (the `claims` of reference/<scale>/<paper>.json) and every test's outcome.
+
+    `rows` is the long table; `exactness` the table that `max_below` tests read.
+    """
+    outcomes = [
+        run_test(name, test, exactness if test.kind == "max_below" else rows)
+        for name, claim in claims.claims.items()
+        for test in claim.tests
+    ]
+    verdicts = {name: _summary(claim, [o for o in outcomes if o.claim == name]) for name, claim in claims.claims.items()}
+    return verdicts, outcomes
+
+
+def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
+    """Apply one rule to the table. A cell without rows gives `not tested`, with the reason."""
+    base = {"claim": claim, "test": test.name, "role": test.role, "rule": _describe(test)}
+    nothing = dict(mean=np.nan, low=np.nan, high=np.nan, n=0, seeds="", share=np.nan)
+    for where in (test.a, test.b or {}):
+        if select(rows, where).empty:
+            reason = "no rows with " + ", ".join(f"{k}={v}" for k, v in where.items())
+            return Outcome(**base, **nothing, verdict="not tested", reason=reason)
+    if test.kind == "max_below":
+        values = select(rows, test.a)[test.metric].to_numpy(float)
+        worst = float(values.max()) if not np.isnan(values).any() else np.nan
+        verdict = "supported" if worst <= test.bound else "contradicted"
+        found = dict(mean=worst, low=float(values.min()), high=worst, n=len(values), seeds="", share=float(worst <= test.bound))
+        return Outcome(**base, **found, verdict=verdict)
+    estimate = _estimate(test, rows, test.metric, test.at)
+    directions = [_direction(test, mean) for mean in _specifications(test, rows)]
+    verdict = _decide(test, estimate)
+    return Outcome(
+        **base,
+        verdict=verdict,
+        mean=estimate.mean,
+        low=estimate.low,
+        high=estimate.high,
+        n=estimate.n,
+        seeds=" ".join(f"{value:+.4f}" for value in estimate.by_seed),
+        share=float(np.mean(directions)),
+    )
+
+
+def _values(test: Test, rows: pd.DataFrame, metric: str, at: At) -> np.ndarray:
+    if test.kind == "rises":
+        return _falls(select(rows, test.a), metric)
+    a = read(select(rows, test.a), metric, at)
+    if test.b is None:
+        return a
+    b = read(select(rows, test.b), metric, at)
+    if a.shape != b.shape:
+        raise VceError(f"test {test.name}: its cells hold {a.shape} and {b.shape} seeds × images; explain the same pairs")
+    return a - b
+
+
+def _falls(rows: pd.DataFrame, metric: str) -> np.ndarray:
+    """seeds×images: share of adjacent strengths at which the metric falls by more than 0.001."""
+    ordered = rows.sort_values(["seed", "image", "strength"])
+    step = ordered.groupby(["seed", "image"])[metric].diff()
+    falls = ordered.assign(fall=(step < -1e-3).where(step.notna()).astype(float), strength=0.0)
+    return read(falls.groupby(["seed", "image"], as_index=False).agg({"fall": "mean", "strength": "first"}), "fall", At(each=True))
+
+
+def _estimate(test: Test, rows: pd.DataFrame, metric: str, at: At) -> Estimate:
+    return paired_bootstrap(_values(test, rows, metric, at))
+
+
+def _specifications(test: Test, rows: pd.DataFrame) -> Iterator[float]:
+    """The mean of every seed under every recorded choice of metric and match."""
+    for metric, at in product((test.metric, *test.also_metric), (test.at, *test.also_at)):
+        yield from np.nanmean(_values(test, rows, metric, at), axis=1)
+
+
+def _direction(test: Test, mean: float) -> bool:
+    if test.kind == "parity":
+        return abs(mean) < test.margin
+    return mean > 0 if test.kind == "difference" else mean < test.bound
+
+
+def _decide(test: Test, estimate: Estimate) -> Verdict:
+    low, high = estimate.low, estimate.high
+    if test.kind == "difference":
+        holds, fails = low > 0 and min(estimate.by_seed) > 0, high < 0
+    elif test.kind == "parity":
+        holds, fails = -test.margin < low and high < test.margin, low > test.margin or high < -test.margin
+    else:
+        holds, fails = high < test.bound, low > test.bound
+    return "supported" if holds else "contradicted" if fails else "inconclusive"
+
+
+def _summary(claim: Claim, outcomes: list[Outcome]) -> dict:
+    primary = [o for o in outcomes if o.role == "primary"]
+    head = primary[0]
+    found = {o.verdict for o in primary}
+    failed = [o for o in outcomes if o.verdict != "supported"]
+    screening = any(_is_screening(o) for o in primary)
+    if found == {"supported"}:
+        verdict = "partly" if screening or failed else "supported"
+    elif "supported" in found:
+        verdict = "partly"
+    else:
+        verdict = next(v for v in ("contradicted", "inconclusive", "not tested") if v in found)
+    notes = [f"{o.test}: {o.verdict}" + (f" ({o.reason})" if o.reason else "") for o in failed]
+    if screening:
+        notes.append(f"screening size (fewer than {MIN_PAIRS} pairs or {MIN_SEEDS} seeds): at most partly")
+    return {
+        "statement": claim.statement,
+        "where": claim.where,
+        "paper": claim.paper_value,
+        "measured": head.mean,
+        "low": head.low,
+        "high": head.high,
+        "n": head.n,
+        "verdict": verdict,
+        "note": "; ".join(notes),
+    }
+
+
+def _is_screening(outcome: Outcome) -> bool:
+    return bool(outcome.seeds) and (outcome.n < MIN_PAIRS or len(outcome.seeds.split()) < MIN_SEEDS)
+
+
+def _describe(test: Test) -> str:
+    """The rule in words, for tables."""
+
+    def cell(where: dict) -> str:
+        return " ".join(str(value) for value in where.values())
+
+    subject = f"{test.metric} of {cell(test.a)}"
+    if test.kind == "max_below":
+        return f"largest {subject} ≤ {test.bound:g}"
+    if test.kind == "rises":
+        return f"{subject} falls at fewer than {test.bound:.0%} of the steps along the path"
+    if test.kind == "share_below":
+        return f"{subject} at {test.at} < {test.bound:g}"
+    relation = f"within ±{test.margin:g} of" if test.kind == "parity" else "greater than"
+    return f"{subject} {relation} {cell(test.b)}, at {test.at}"
+
+
+def require_older_rules(reference: Path, claims_path: Path, root: Path) -> None:
+    """Refuse a reference whose verdict rules were not committed, as they stand, when its rows were made.
+
+    `reference` is a reference/<scale>/<paper>.json. Raises VceError naming the file.
+    """
+    protocol = json.loads(reference.read_text())["protocol"]
+    relative = claims_path.resolve().relative_to(root.resolve())
+    shown = subprocess.run(["git", "show", f"{protocol['commit']}:{relative}"], cwd=root, capture_output=True, text=True)
+    if shown.returncode:
+        raise VceError(f"{reference}: its run's commit {protocol['commit']} holds no {relative}; run it from a commit")
+    then = rules_hash(Claims.model_validate(yaml.safe_load(shown.stdout)))
+    if not then == rules_hash(load_claims(claims_path)) == protocol["rules"]:
+        raise VceError(f"{reference}: the rules in {relative} are younger than the rows they judge; run the scale again")

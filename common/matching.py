@@ -1,0 +1,87 @@
+"""Reading a metric off a path: at a strength, at a fixed confidence, or at the first own success."""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class At(BaseModel):
+    """Where on its path a method is read; exactly one field is set.
+
+    strength: the row with this strength · confidence: linear interpolation at the first crossing of p_f(target), the
+    first row where the path starts above it, the last row where it never gets there · first_success: the first row with
+    p_f(target) at or above this value, and 0 where there is none · each: every strength, averaged.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    strength: float | None = None
+    confidence: float | None = None
+    first_success: float | None = None
+    each: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _exactly_one(self):
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("`at` takes exactly one of strength, confidence, first_success, each")
+        return self
+
+    def __str__(self) -> str:
+        ((name, value),) = self.model_dump(exclude_none=True).items()
+        return "mean over the path" if name == "each" else f"{name.replace('_', ' ')} {value:g}"
+
+
+def select(rows: pd.DataFrame, where: dict) -> pd.DataFrame:
+    """Rows whose columns equal the values in `where`."""
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    return rows
+
+
+def read(rows: pd.DataFrame, metric: str, at: At) -> np.ndarray:
+    """seeds×images matrix of `metric` (seeds and image ids ascending); NaN where a cell does not exist.
+
+    `rows` holds one method, classifier and world.
+    """
+    if at.strength is not None:
+        rows = rows[np.isclose(rows["strength"], at.strength)]
+        return _matrix(rows, rows[metric])
+    if at.each:
+        mean = rows.groupby(["seed", "image"], as_index=False)[metric].mean()
+        return _matrix(mean, mean[metric])
+    ordered = rows.sort_values(["seed", "image", "strength"])
+    groups = ordered.groupby(["seed", "image"], sort=True)
+    read_path = _at_confidence if at.confidence is not None else _at_first_success
+    level = at.confidence if at.confidence is not None else at.first_success
+    keys = pd.DataFrame(list(groups.groups), columns=["seed", "image"])
+    values = [read_path(group["confidence"].to_numpy(), group[metric].to_numpy(float), level) for _, group in groups]
+    return _matrix(keys, pd.Series(values, dtype=float))
+
+
+def reached(rows: pd.DataFrame, level: float) -> float:
+    """Share of paths whose confidence reaches `level`."""
+    return float((rows.groupby(["seed", "image"])["confidence"].max() >= level).mean())
+
+
+def _at_confidence(confidence: np.ndarray, values: np.ndarray, level: float) -> float:
+    above = np.flatnonzero(confidence >= level)
+    if not len(above):
+        return values[-1]
+    j = above[0]
+    if j == 0:
+        return values[0]
+    share = (level - confidence[j - 1]) / (confidence[j] - confidence[j - 1])
+    if np.isnan(values[j - 1]):
+        return values[j]
+    return values[j - 1] + share * (values[j] - values[j - 1])
+
+
+def _at_first_success(confidence: np.ndarray, values: np.ndarray, level: float) -> float:
+    above = np.flatnonzero(confidence >= level)
+    return values[above[0]] if len(above) else 0.0
+
+
+def _matrix(keys: pd.DataFrame, values: pd.Series) -> np.ndarray:
+    table = pd.DataFrame({"seed": keys["seed"].to_numpy(), "image": keys["image"].to_numpy(), "value": values.to_numpy()})
+    return table.pivot(index="seed", columns="image", values="value").sort_index().sort_index(axis=1).to_numpy(float)

@@ -1,0 +1,97 @@
+"""Job: rows and committed rules in, verdicts and tables out.
+
+    python -m common.verdicts --claims C.yaml --rows R --exactness E --protocol '{...}' --level 0.9 --out DIR
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from common.claims import judge, load_claims, rules_hash
+from common.errors import one_line_errors
+from common.files import sha256, write_atomic
+from common.matching import At, reached, read, select
+from common.results import recipe_hash
+from common.statistics import paired_bootstrap
+
+TABLE_METRICS = (
+    "l1", "l2", "distance", "hoyer", "gini", "pixel_share", "on_mask", "oracle_valid", "twin_error", "factor_progress",
+)  # fmt: skip
+
+
+def method_table(rows: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Every method and anchor of every cell at matched confidence `level`: mean and 95 % interval of each metric.
+
+    `reached` is the share of paths that get there; the others count with their last image. `honest` is the share whose
+    first success the oracle panel confirms (never reached counts as 0).
+    """
+    table = []
+    for (world, classifier, method), cell in rows.groupby(["world", "classifier", "method"]):
+        line = {"world": world, "classifier": classifier, "method": method, "reached": reached(cell, level)}
+        honest = paired_bootstrap(read(cell, "oracle_valid", At(first_success=level)))
+        line |= {"n": honest.n, "seeds": len(honest.by_seed), "honest": honest.mean}
+        line |= {"honest_low": honest.low, "honest_high": honest.high}
+        for metric in TABLE_METRICS:
+            estimate = paired_bootstrap(read(cell, metric, At(confidence=level)))
+            line |= {metric: estimate.mean, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
+        table.append(line)
+    return pd.DataFrame(table)
+
+
+def strength_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean confidence and validity of every method at every strength, with the confidence's 95 % interval."""
+    table = []
+    for keys, cell in rows.groupby(["world", "classifier", "method", "strength"]):
+        estimate = paired_bootstrap(read(cell, "confidence", At(strength=keys[3])))
+        line = dict(zip(("world", "classifier", "method", "strength"), keys, strict=True))
+        valid = (cell["status"] == "ok").mean()
+        oracle = cell["oracle_valid"].mean()
+        line |= {"n": estimate.n, "confidence": estimate.mean, "low": estimate.low, "high": estimate.high}
+        table.append({**line, "valid": valid, "oracle_valid": oracle, "distance": cell["distance"].mean()})
+    return pd.DataFrame(table)
+
+
+def status_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many rows of every method have each status; failures stay in every denominator."""
+    counts = rows.groupby(["world", "classifier", "method", "stratum", "status"]).size()
+    return counts.unstack("status", fill_value=0).reset_index()
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--claims", type=Path, required=True, help="the committed rules")
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--exactness", type=Path, required=True)
+    parser.add_argument("--protocol", type=json.loads, required=True, help="JSON: everything that decides the numbers")
+    parser.add_argument("--level", type=float, required=True, help="the confidence at which methods are matched")
+    parser.add_argument("--out", type=Path, required=True, help="folder of claims.json and tables/")
+    args = parser.parse_args()
+    claims, rows = load_claims(args.claims), pd.read_parquet(args.rows)
+    verdicts, outcomes = judge(claims, rows, pd.read_parquet(args.exactness))
+    tables = {
+        "tests": pd.DataFrame([outcome.model_dump() for outcome in outcomes]),
+        "methods": method_table(rows, args.level),
+        "strengths": strength_table(rows),
+        "statuses": status_table(rows),
+    }
+    for name, table in tables.items():
+        write_atomic(args.out / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+    protocol = {
+        **args.protocol,
+        "recipe": recipe_hash(args.protocol),
+        "rules": rules_hash(claims),
+        "rows": sha256(args.rows),
+        "pairs": int(rows["image"].nunique()),
+        "seeds": int(rows["seed"].nunique()),
+    }
+    report = {"protocol": protocol, "claims": verdicts}
+    write_atomic(args.out / "claims.json", json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False))
+    for name, verdict in verdicts.items():
+        print(f"{name:>4}  {verdict['verdict']:<13} {verdict['statement']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The methods `vce explain` knows, one line each. Imports no torch."""
+
+import difflib
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.errors import VceError
+
+
+@dataclass(frozen=True)
+class Method:
+    """`path`: import path of its `explain`; `strengths`: from image shape C×H×W to defaults; `label`: their symbol."""
+
+    path: str
+    strengths: Callable[[tuple[int, int, int]], tuple[float, ...]]
+    label: str
+
+    def load(self) -> Callable:
+        """The contract function of `common.explain.Explainer`."""
+        module, _, name = self.path.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+def svce_radii(shape: tuple[int, int, int]) -> tuple[float, ...]:
+    """l1.5 radii: 50, 75, 100 at 3×224×224 as in the ImageNet figures, else those of the same mean change per value."""
+    scale = (math.prod(shape) / (3 * 224 * 224)) ** (1 / 1.5)
+    return tuple(float(f"{radius * scale:.3g}") for radius in (50, 75, 100))
+
+
+METHODS = {
+    "svce": Method("papers.svce.explain:explain", svce_radii, "eps"),
+}
+
+
+def find_method(name: str) -> Method:
+    """The method called `name`. Raises VceError with the known names and the closest match."""
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise VceError(f"--method {name}: unknown; {hint}Known are {', '.join(METHODS)}")
+    return METHODS[name]

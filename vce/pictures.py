@@ -1,0 +1,59 @@
+"""The pictures of one explained image. No global matplotlib state: a figure is an object, drawn by Agg."""
+
+import textwrap
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from common.files import atomic_path
+
+MAP_TITLE = "Σ|δ| over the colours"
+
+
+def draw_difference(change: Tensor, path: Path) -> None:
+    """Write the map H×W of Σ|δ| over colour channels as a PNG with a colour bar."""
+    figure = Figure(figsize=(4.4, 3.6), layout="constrained")
+    _map(figure.add_subplot(), change, float(change.max()), MAP_TITLE)
+    _save(figure, path)
+
+
+def draw_overview(
+    original: Tensor, counterfactuals: Tensor, change: Tensor, titles: tuple[str, list[str]], path: Path
+) -> None:
+    """Write the original C×H×W beside its S counterfactuals S×C×H×W, the maps `change` S×H×W below, as a PNG.
+
+    `titles` holds the title of the original and one per counterfactual; the maps share one colour scale.
+    """
+    count = len(counterfactuals)
+    figure = Figure(figsize=(2.9 * (count + 1), 6.2), layout="constrained")
+    grid = figure.subplots(2, count + 1, squeeze=False)
+    _picture(grid[0, 0], original, titles[0])
+    grid[1, 0].axis("off")
+    for column in range(count):
+        _picture(grid[0, column + 1], counterfactuals[column], titles[1][column])
+        drawn = _map(grid[1, column + 1], change[column], float(change.max()), MAP_TITLE, bar=False)
+    figure.colorbar(drawn, ax=grid[1, 1:].tolist(), shrink=0.8)
+    _save(figure, path)
+
+
+def _picture(axes: Axes, image: Tensor, title: str) -> None:
+    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    axes.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
+    axes.set_title("\n".join(textwrap.wrap(title, 30)), fontsize=9, parse_math=False)
+    axes.axis("off")
+
+
+def _map(axes: Axes, change: Tensor, top: float, title: str, *, bar: bool = True):
+    drawn = axes.imshow(change.numpy(), cmap="magma", vmin=0, vmax=top or 1.0)
+    axes.set_title(title, fontsize=9)
+    axes.axis("off")
+    if bar:
+        axes.figure.colorbar(drawn, ax=axes)
+    return drawn
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})
