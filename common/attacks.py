@@ -134,7 +134,9 @@ def project_l1(y: Tensor, x0: Tensor, epsilon: Tensor) -> Tensor:
         done = (excess.abs() <= tolerance * epsilon) | ((new == lam) & ~settled)
         settled = settled | done
         lam = torch.where(settled, lam, new)
-    return _clip(a, lam, gamma, s).mul_(sgn).view_as(y)
+    total = _clip(a, lam, gamma, s).sum(1, keepdim=True)
+    # where |y| is far larger than ε, λ has too few digits to meet ε: stay inside
+    return s.mul_((epsilon / total).clamp_max_(1)).mul_(sgn).view_as(y)
 
 
 def _clip(a: Tensor, lam: Tensor, gamma: Tensor, out: Tensor) -> Tensor:

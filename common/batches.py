@@ -44,7 +44,7 @@ def write_shard(shard: Shard, path: Path) -> None:
         for item in fields(batch):
             value = getattr(batch, item.name)
             if isinstance(value, Tensor):
-                tensors[f"{method}|{item.name}"] = value.contiguous()
+                tensors[f"{method}|{item.name}"] = value.clone()
         codes = np.vectorize(STATUSES.index)(batch.status)
         tensors[f"{method}|status"] = torch.from_numpy(codes)
     tensors |= {f"{method}|trace": trace.contiguous() for method, trace in shard.traces.items()}
@@ -65,7 +65,9 @@ def read_shard(path: Path) -> Shard:
             header = json.loads(handle.metadata()["shard"])
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise VceError(f"{path}: not a shard of explained batches ({error}); delete it and run the same command again") from error
+        raise VceError(
+            f"{path}: not a shard of explained batches ({error}); delete it and run the same command again"
+        ) from error
     batches = {}
     for method, strengths in header["strengths"].items():
         values = {item.name: tensors.get(f"{method}|{item.name}") for item in fields(CounterfactualBatch)}

@@ -115,7 +115,9 @@ def judge(claims: Claims, rows: pd.DataFrame, exactness: pd.DataFrame) -> tuple[
         for name, claim in claims.claims.items()
         for test in claim.tests
     ]
-    verdicts = {name: _summary(claim, [o for o in outcomes if o.claim == name]) for name, claim in claims.claims.items()}
+    verdicts = {
+        name: _summary(claim, [o for o in outcomes if o.claim == name]) for name, claim in claims.claims.items()
+    }
     return verdicts, outcomes
 
 
@@ -131,7 +133,9 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
         values = select(rows, test.a)[test.metric].to_numpy(float)
         worst = float(values.max()) if not np.isnan(values).any() else np.nan
         verdict = "supported" if worst <= test.bound else "contradicted"
-        found = dict(mean=worst, low=float(values.min()), high=worst, n=len(values), seeds="", share=float(worst <= test.bound))
+        found = dict(
+            mean=worst, low=float(values.min()), high=worst, n=len(values), seeds="", share=float(worst <= test.bound)
+        )
         return Outcome(**base, **found, verdict=verdict)
     estimate = _estimate(test, rows, test.metric, test.at)
     directions = [_direction(test, mean) for mean in _specifications(test, rows)]
@@ -156,7 +160,9 @@ def _values(test: Test, rows: pd.DataFrame, metric: str, at: At) -> np.ndarray:
         return a
     b = read(select(rows, test.b), metric, at)
     if a.shape != b.shape:
-        raise VceError(f"test {test.name}: its cells hold {a.shape} and {b.shape} seeds × images; explain the same pairs")
+        raise VceError(
+            f"test {test.name}: its cells hold {a.shape} and {b.shape} seeds × images; explain the same pairs"
+        )
     return a - b
 
 
@@ -165,7 +171,11 @@ def _falls(rows: pd.DataFrame, metric: str) -> np.ndarray:
     ordered = rows.sort_values(["seed", "image", "strength"])
     step = ordered.groupby(["seed", "image"])[metric].diff()
     falls = ordered.assign(fall=(step < -1e-3).where(step.notna()).astype(float), strength=0.0)
-    return read(falls.groupby(["seed", "image"], as_index=False).agg({"fall": "mean", "strength": "first"}), "fall", At(each=True))
+    return read(
+        falls.groupby(["seed", "image"], as_index=False).agg({"fall": "mean", "strength": "first"}),
+        "fall",
+        At(each=True),
+    )
 
 
 def _estimate(test: Test, rows: pd.DataFrame, metric: str, at: At) -> Estimate:
@@ -251,9 +261,13 @@ def require_older_rules(reference: Path, claims_path: Path, root: Path) -> None:
     """
     protocol = json.loads(reference.read_text())["protocol"]
     relative = claims_path.resolve().relative_to(root.resolve())
-    shown = subprocess.run(["git", "show", f"{protocol['commit']}:{relative}"], cwd=root, capture_output=True, text=True)
+    shown = subprocess.run(
+        ["git", "show", f"{protocol['commit']}:{relative}"], cwd=root, capture_output=True, text=True
+    )
     if shown.returncode:
         raise VceError(f"{reference}: its run's commit {protocol['commit']} holds no {relative}; run it from a commit")
     then = rules_hash(Claims.model_validate(yaml.safe_load(shown.stdout)))
     if not then == rules_hash(load_claims(claims_path)) == protocol["rules"]:
-        raise VceError(f"{reference}: the rules in {relative} are younger than the rows they judge; run the scale again")
+        raise VceError(
+            f"{reference}: the rules in {relative} are younger than the rows they judge; run the scale again"
+        )

@@ -88,7 +88,11 @@ class CounterfactualBatch:
             raise VceError(f"strengths: a path has 1 to {MAX_STRENGTHS} images, not {s}")
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, Tensor | np.ndarray) and item.name not in ("images", "saliency") and value.shape[:2] != (n, s):
+            if (
+                isinstance(value, Tensor | np.ndarray)
+                and item.name not in ("images", "saliency")
+                and value.shape[:2] != (n, s)
+            ):
                 raise VceError(f"{item.name}: expected shape ({n}, {s}, ...), got {tuple(value.shape)}")
 
 

@@ -19,13 +19,18 @@ ID_SALT = "visual-counterfactuals"
 def style() -> None:
     """The look of every figure; SVG ids are salted so that the same data give the same bytes."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.85)
-    plt.rcParams.update({"svg.hashsalt": ID_SALT, "figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": "medium"})
+    plt.rcParams.update(
+        {"svg.hashsalt": ID_SALT, "figure.dpi": 110, "savefig.bbox": "tight", "axes.titlesize": "medium"}
+    )
 
 
 def save_figure(figure: plt.Figure, path: Path, provenance: dict) -> None:
     """Write `path` as PNG and, beside it, as SVG; both carry `provenance` (rule, parameters, data hashes), no date."""
     text = json.dumps(provenance, sort_keys=True)
-    for suffix, metadata in ((".png", {"Description": text, "Software": None}), (".svg", {"Description": text, "Date": None})):
+    for suffix, metadata in (
+        (".png", {"Description": text, "Software": None}),
+        (".svg", {"Description": text, "Date": None}),
+    ):
         with atomic_path(path.with_suffix(suffix)) as temporary:
             figure.savefig(temporary, metadata=metadata)
     plt.close(figure)
@@ -37,7 +42,9 @@ def image_grid(rows: list[list[tuple[np.ndarray, str]]], labels: list[str], cell
     A picture is H×W×3 in [0, 1], or H×W for a difference map, which is drawn on its own scale from 0; None leaves a gap.
     """
     columns = max(len(row) for row in rows)
-    figure, axes = plt.subplots(len(rows), columns, figsize=(cell * columns + 0.9, (cell + 0.28) * len(rows)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(cell * columns + 0.9, (cell + 0.28) * len(rows)), squeeze=False
+    )
     for row, label, line in zip(rows, labels, axes, strict=True):
         for axis in line:
             axis.set(xticks=[], yticks=[])

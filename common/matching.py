@@ -83,5 +83,7 @@ def _at_first_success(confidence: np.ndarray, values: np.ndarray, level: float) 
 
 
 def _matrix(keys: pd.DataFrame, values: pd.Series) -> np.ndarray:
-    table = pd.DataFrame({"seed": keys["seed"].to_numpy(), "image": keys["image"].to_numpy(), "value": values.to_numpy()})
+    table = pd.DataFrame(
+        {"seed": keys["seed"].to_numpy(), "image": keys["image"].to_numpy(), "value": values.to_numpy()}
+    )
     return table.pivot(index="seed", columns="image", values="value").sort_index().sort_index(axis=1).to_numpy(float)

@@ -75,5 +75,7 @@ def oracle_gate(shard: Shard, panel: Panel, data: Path) -> pd.DataFrame:
     rows = []
     for judge, vote in panel.predictions(originals.images, None).items():
         accuracy = (vote == originals.labels).float().mean().item()
-        rows.append({"judge": judge, "accuracy": accuracy, "classifier_accuracy": own, "passes": accuracy >= own - 0.03})
+        rows.append(
+            {"judge": judge, "accuracy": accuracy, "classifier_accuracy": own, "passes": accuracy >= own - 0.03}
+        )
     return pd.DataFrame(rows).assign(world=shard.world, classifier=shard.classifier, seed=shard.seed, n=len(shard.ids))

@@ -53,7 +53,9 @@ def write_rows(rows: pd.DataFrame, path: Path) -> None:
     if wrong:
         raise VceError(f"{path}: columns {', '.join(sorted(wrong))} are missing or unknown; see common/results.py")
     if rows.duplicated(KEY).any():
-        raise VceError(f"{path}: row {dict(rows[rows.duplicated(KEY)].iloc[0][KEY])} occurs twice; fix the measuring job")
+        raise VceError(
+            f"{path}: row {dict(rows[rows.duplicated(KEY)].iloc[0][KEY])} occurs twice; fix the measuring job"
+        )
     if not rows["status"].isin(STATUSES).all():
         raise VceError(f"{path}: a status is none of {', '.join(STATUSES)}; fix the explaining job")
     with atomic_path(path) as temporary:

@@ -1,6 +1,6 @@
 """Job: rows and committed rules in, verdicts and tables out.
 
-    python -m common.verdicts --claims C.yaml --rows R --exactness E --protocol '{...}' --level 0.9 --out DIR
+python -m common.verdicts --claims C.yaml --rows R --exactness E --protocol '{...}' --level 0.9 --out DIR
 """
 
 import argparse
@@ -12,7 +12,7 @@ import pandas as pd
 from common.claims import judge, load_claims, rules_hash
 from common.errors import one_line_errors
 from common.files import sha256, write_atomic
-from common.matching import At, reached, read, select
+from common.matching import At, reached, read
 from common.results import recipe_hash
 from common.statistics import paired_bootstrap
 

@@ -39,7 +39,9 @@ def plain_cnn(in_channels: int, n_classes: int) -> nn.Sequential:
 class _Residual(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
-        self.body = nn.Sequential(*_block(channels, channels, 3, 1, nn.GELU), *_block(channels, channels, 3, 1, nn.Identity))
+        self.body = nn.Sequential(
+            *_block(channels, channels, 3, 1, nn.GELU), *_block(channels, channels, 3, 1, nn.Identity)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.gelu(x + self.body(x))

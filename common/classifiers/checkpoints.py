@@ -16,7 +16,9 @@ from common.files import write_atomic
 BUILDERS = {**ARCHITECTURES, "kernel_machine": KernelMachine.empty}
 
 
-def build(architecture: str, *, name: str, image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> Classifier:
+def build(
+    architecture: str, *, name: str, image_shape: tuple[int, int, int], class_names: tuple[str, ...]
+) -> Classifier:
     """An untrained classifier. Raises VceError for an unknown architecture."""
     if architecture not in BUILDERS:
         raise VceError(f"architecture {architecture!r} is unknown; choose one of {', '.join(BUILDERS)}")
@@ -63,4 +65,6 @@ def _read(path: Path | str) -> tuple[dict, dict[str, torch.Tensor]]:
             header = json.loads((handle.metadata() or {})["classifier"])
             return header, {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise VceError(f"{path}: not a classifier checkpoint ({error}); delete it and run the same command again") from error
+        raise VceError(
+            f"{path}: not a classifier checkpoint ({error}); delete it and run the same command again"
+        ) from error

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common.classifiers.checkpoints import load_checkpoint
 
+
 @dataclass(frozen=True)
 class Panel:
     """Trained judges by name; `twins` N×K×C×H×W on rendered worlds, else None."""
@@ -26,7 +27,8 @@ class Panel:
         """Class index N per judge for N×C×H×W images; the twin reader takes part where `twins` N×K×C×H×W is given."""
         with torch.no_grad():
             votes = {
-                name: torch.cat([judge(x).argmax(1) for x in images.split(batch_size)]) for name, judge in self.judges.items()
+                name: torch.cat([judge(x).argmax(1) for x in images.split(batch_size)])
+                for name, judge in self.judges.items()
             }
         if twins is not None:
             votes["twin"] = read_twins(images, twins)

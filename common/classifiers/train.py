@@ -1,7 +1,7 @@
 """Job: train one classifier, or the oracle panel, of a world.
 
-    python -m common.classifiers.train classifier --world scenes --splits S.parquet --recipe '{...}' --seed 0 --out F
-    python -m common.classifiers.train oracles --world scenes --splits S.parquet --recipe '{...}' --out DIR
+python -m common.classifiers.train classifier --world scenes --splits S.parquet --recipe '{...}' --seed 0 --out F
+python -m common.classifiers.train oracles --world scenes --splits S.parquet --recipe '{...}' --out DIR
 """
 
 import argparse
@@ -21,7 +21,9 @@ from common.progress import Progress
 ORACLE_SEED = 1000  # no explained system shares it
 
 
-def train_classifier(world: str, table: pd.DataFrame, data: Path, recipe: Recipe, seed: int, split: str, out: Path) -> None:
+def train_classifier(
+    world: str, table: pd.DataFrame, data: Path, recipe: Recipe, seed: int, split: str, out: Path
+) -> None:
     """Train on `split`, calibrate on the held-out split, write a checkpoint with its accuracies."""
     spec = datasets.world(world)
     fit, held_out = datasets.load(world, table, split, data), datasets.load(world, table, "calibration", data)
@@ -65,7 +67,9 @@ def main() -> None:
     parser.add_argument("--world", required=True)
     parser.add_argument("--splits", type=Path, required=True, help="the split table of the world")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
-    parser.add_argument("--recipe", type=json.loads, required=True, help="JSON fields of Recipe, per oracle for `oracles`")
+    parser.add_argument(
+        "--recipe", type=json.loads, required=True, help="JSON fields of Recipe, per oracle for `oracles`"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="checkpoint, or folder of checkpoints for `oracles`")
     args = parser.parse_args()

@@ -26,7 +26,12 @@ class Recipe:
 
 
 def train(
-    model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, seed: int, progress: Callable[[dict], None] | None = None
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    seed: int,
+    progress: Callable[[dict], None] | None = None,
 ) -> None:
     """Fit `model` in place: AdamW, one-cycle rate, cross-entropy on (perturbed) batches; batch-norm in eval mode while
     attacking.
@@ -101,7 +106,9 @@ def fit_temperature(logits: Tensor, labels: Tensor, bins: int = 20) -> float:
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 256) -> float:
     """Share of images whose arg-max is the label."""
-    hits = [(model(x).argmax(1) == y).sum() for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)]
+    hits = [
+        (model(x).argmax(1) == y).sum() for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    ]
     return (torch.stack(hits).sum() / len(labels)).item()
 
 

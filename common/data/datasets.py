@@ -76,7 +76,9 @@ def draw_splits(name: str, sizes: dict[str, int], seed: int, data: Path) -> pd.D
             count = sizes[split] // n_classes
             chosen = members[start : start + count]
             if len(chosen) < count:
-                raise VceError(f"{name}: class {label} has {len(members)} images, too few for split {split!r}; lower `splits`")
+                raise VceError(
+                    f"{name}: class {label} has {len(members)} images, too few for split {split!r}; lower `splits`"
+                )
             parts.append(pd.DataFrame({"id": ids[chosen], "label": label, "split": split, "rank": np.arange(count)}))
             start += count
     table = pd.concat(parts).sort_values(["split", "rank", "label"], ignore_index=True)

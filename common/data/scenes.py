@@ -8,9 +8,9 @@ Two variants share every factor but one: in `scenes` the background palette is i
 about the classifier, and "object-centric" can be wrong.
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 
-import math
 import torch
 from torch import Tensor
 

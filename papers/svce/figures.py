@@ -1,6 +1,6 @@
 """Job: the figures of Sparse VCE from shards, rows and tables.
 
-    python -m papers.svce.figures --robust B... --plain B --rows R --methods M --tests T --out DIR
+python -m papers.svce.figures --robust B... --plain B --rows R --methods M --tests T --out DIR
 """
 
 import argparse
@@ -60,11 +60,23 @@ def optimisers(shards: list[Shard]) -> plt.Figure:
             best = torch.stack([trace[:, -1] for trace in traces.values()]).amax(0)
             for method, trace in traces.items():
                 gap = (best[:, None] - trace).mean(0).numpy()
-                facts = {"ball": f"{norm}, ε = {radius:g}", "seed": shard.seed, "optimiser": OPTIMISERS[method.split("/")[0]]}
+                facts = {
+                    "ball": f"{norm}, ε = {radius:g}",
+                    "seed": shard.seed,
+                    "optimiser": OPTIMISERS[method.split("/")[0]],
+                }
                 curves.append(pd.DataFrame({"iteration": np.arange(len(gap)), "gap": gap, **facts}))
     table = pd.concat(curves, ignore_index=True)
     plot = sns.relplot(
-        table, x="iteration", y="gap", hue="optimiser", col="ball", kind="line", errorbar=("pi", 100), height=3.2, aspect=1.3
+        table,
+        x="iteration",
+        y="gap",
+        hue="optimiser",
+        col="ball",
+        kind="line",
+        errorbar=("pi", 100),
+        height=3.2,
+        aspect=1.3,
     )
     plot.set(yscale="log", ylim=(1e-4, None), ylabel="mean gap of log p to the best optimiser")
     plot.set_titles("{col_name}; band: training seeds")
@@ -103,7 +115,16 @@ def radius(rows: pd.DataFrame) -> plt.Figure:
     long = table.melt(["cell", "method", "distance"], ["confidence", "oracle_valid"], "judge", "share")
     long["judge"] = long["judge"].map({"confidence": "own confidence", "oracle_valid": "oracle-valid"})
     plot = sns.relplot(
-        long, x="distance", y="share", hue="method", col="cell", row="judge", kind="line", marker="o", height=2.6, aspect=1.35
+        long,
+        x="distance",
+        y="share",
+        hue="method",
+        col="cell",
+        row="judge",
+        kind="line",
+        marker="o",
+        height=2.6,
+        aspect=1.35,
     )
     plot.set(xlim=(0, None), ylim=(-0.02, 1.02))
     plot.set_titles("{col_name}: {row_name}")
@@ -113,7 +134,9 @@ def radius(rows: pd.DataFrame) -> plt.Figure:
 
 def verdicts(tests: pd.DataFrame) -> plt.Figure:
     """Every test's difference with its interval on its own scale, coloured by what it decided."""
-    shown = tests[tests["verdict"].isin(["supported", "contradicted", "inconclusive"]) & (tests["seeds"].fillna("") != "")]
+    shown = tests[
+        tests["verdict"].isin(["supported", "contradicted", "inconclusive"]) & (tests["seeds"].fillna("") != "")
+    ]
     colours = {"supported": "C2", "contradicted": "C3", "inconclusive": "C7"}
     figure, axes = plt.subplots(len(shown), 1, figsize=(8, 0.62 * len(shown) + 0.6), squeeze=False)
     for axis, (_, test) in zip(axes[:, 0], shown.iterrows(), strict=True):
@@ -123,7 +146,9 @@ def verdicts(tests: pd.DataFrame) -> plt.Figure:
         )  # fmt: skip
         axis.axvline(0, color="0.3", lw=0.8)
         axis.set(yticks=[0], yticklabels=[f"{test['claim']} {test['test']} ({test['role']})"], ylim=(-1, 1))
-        axis.annotate(f"{test['verdict']}, n = {test['n']}", (1.01, 0.5), xycoords="axes fraction", va="center", fontsize=8)
+        axis.annotate(
+            f"{test['verdict']}, n = {test['n']}", (1.01, 0.5), xycoords="axes fraction", va="center", fontsize=8
+        )
         axis.tick_params(axis="x", labelsize=7)
     figure.subplots_adjust(hspace=1.1)
     figure.suptitle("Tests: mean and 95 % interval (a − b; share of falling steps for C9)", fontsize=9)
@@ -133,7 +158,9 @@ def verdicts(tests: pd.DataFrame) -> plt.Figure:
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--robust", type=Path, nargs="+", required=True, help="shards of the robust classifier, one a seed")
+    parser.add_argument(
+        "--robust", type=Path, nargs="+", required=True, help="shards of the robust classifier, one a seed"
+    )
     parser.add_argument("--plain", type=Path, required=True, help="a shard of the plain classifier")
     parser.add_argument("--rows", type=Path, required=True, help="the long table")
     parser.add_argument("--methods", type=Path, required=True, help="the table of methods at matched confidence")

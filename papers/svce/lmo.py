@@ -28,7 +28,6 @@ LARGE_LOG = 1e32  # log u of "every coordinate at its wall"
 RECENTRE = 40.0  # e^40·(smallest float32) is still far below the budget 1
 STARVED = 1e-30  # a slope this small holds no digits of a float32 sum
 POLISH = 1e-3  # the last tangent step corrects rounding only
-FLOOR = -1e30  # stands for log 0, so that adding LARGE_LOG gives no NaN
 BLOCK = 1 << 18  # values per block of rows: its temporaries stay in the cache
 SAMPLE = 4096  # values per row of the strided sample that gives the starting point
 
@@ -85,15 +84,16 @@ def _knapsack(w: Tensor, x: Tensor, epsilon: Tensor, p: float) -> Tensor:
     rest = (epsilon - s.sum(1, keepdim=True)).clamp_min_(0)
     share = torch.where(tied > rest, rest / tied, 1.0)
     s.addcmul_(at_tau, share).mul_(sgn)
-    return _zero_bad_rows(s, s.sum(1))
+    return _zero_bad_rows(s, s.sum(1) + a.amax(1))
 
 
 def _ball(w: Tensor, x: Tensor, epsilon: Tensor, p: float) -> Tensor:
     """1 < p < ∞: find u, then s_i = ε·min(γ_i/ε, (u·b_i)^{1/p}) (§2.3 steps 2 to 5)."""
     sgn, gamma, a = _room(w, x)
     torch.minimum(gamma, epsilon, out=gamma)  # implied by the ball; keeps c ≤ 1
-    log_b = a.log_().mul_(p / (p - 1)).clamp_min_(FLOOR)
     c = _power(gamma / epsilon, p)
+    # where a = 0, c = 0 makes b irrelevant; 1 avoids the slow paths of log 0 and of an underflowing exp
+    log_b = a.add_(torch.eq(a, 0, out=torch.empty_like(a))).log_().mul_(p / (p - 1))
     total = c.sum(1, dtype=torch.float64)
     d = c.shape[1]
     settled = (total <= 1) | ~total.isfinite()

@@ -56,7 +56,9 @@ def main() -> None:
             for i, wanted in enumerate(photo["targets"]):
                 line = [(picture(image), f"sees {names[int(seen)]}: {confidence.item():.2f}")]
                 for j, radius in enumerate(radii):
-                    line.append((picture(batch.images[i, j]), f"ε = {radius:g}: p = {batch.confidence[i, j].item():.2f}"))
+                    line.append(
+                        (picture(batch.images[i, j]), f"ε = {radius:g}: p = {batch.confidence[i, j].item():.2f}")
+                    )
                     line.append((difference_map(batch.images[i, j], image), "Σ|δ|"))
                 rows.append(line)
                 labels.append(f"→ {names[wanted]}")

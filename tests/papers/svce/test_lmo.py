@@ -137,7 +137,7 @@ def test_p1_agrees_with_a_linear_program():
         w, x = problem(seed, 40, KINDS[seed % 6] if seed % 6 != 4 else "normal", torch.float64)
         a, gamma = room(w[0], x[0])
         a = a / a.max()
-        best = linprog(-a, A_ub=np.ones((1, 40)), b_ub=[1.7], bounds=[(0, float(g)) for g in gamma])
+        best = linprog(-a.numpy(), A_ub=np.ones((1, 40)), b_ub=[1.7], bounds=[(0, float(g)) for g in gamma])
         delta = lmo(w, x, 1.7, 1)[0]
         assert float((a * delta.abs()).sum()) == pytest.approx(-best.fun, rel=1e-9)
 
@@ -157,14 +157,15 @@ def test_inactive_ball_gives_the_corner_of_the_box(p):
 
 @pytest.mark.parametrize("p", NORMS)
 def test_saturated_coordinates_take_no_budget(p):
-    """Four fifths of the coordinates cannot move: dropping them must not change the others."""
-    w, x = problem(4, 1000, "normal", torch.float64)
+    """Four fifths of the coordinates cannot move: dropping them must not change the others, whatever their gradient."""
+    w, x = problem(4, 1000, "normal", torch.float32)
     stuck = torch.arange(1000) % 5 > 0
-    w[:, stuck] *= 100
-    x[:, stuck] = (w[:, stuck] > 0).double()
-    delta = lmo(w, x, 2.0, p)
-    assert not delta[:, stuck].any()
-    torch.testing.assert_close(delta[:, ~stuck], lmo(w[:, ~stuck], x[:, ~stuck], 2.0, p), rtol=1e-9, atol=1e-12)
+    x[:, stuck] = (w[:, stuck] > 0).float()
+    for factor in (0.01, 1.0, 1e30):
+        steep = torch.where(stuck, w * factor, w * 1e-12)
+        delta = lmo(steep, x, 2.0, p)
+        assert not delta[:, stuck].any()
+        torch.testing.assert_close(delta[:, ~stuck], lmo(w[:, ~stuck], x[:, ~stuck], 2.0, p), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("p", NORMS)
@@ -212,7 +213,9 @@ def test_rows_are_independent_and_keep_their_radius(seed, p):
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
     torch.testing.assert_close(lmo(w[order], x[order], epsilon[order], p), delta[order], rtol=1e-9, atol=1e-13)
     for i in range(5):
-        torch.testing.assert_close(lmo(w[i : i + 1], x[i : i + 1], float(epsilon[i]), p)[0], delta[i], rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            lmo(w[i : i + 1], x[i : i + 1], float(epsilon[i]), p)[0], delta[i], rtol=1e-9, atol=0
+        )
 
 
 def test_large_rows_start_from_a_sample_and_blocks_cover_the_batch():

@@ -71,7 +71,7 @@ def transcription(x0, objective, epsilon, p, z, K, variant):
         x = x + gamma * (v - x)
         L, g = objective(x, row)
         losses.append(L)
-        if L > best[1]:
+        if best[1] < L:
             best = (x, L, g)
         c += 1
         if c == window:
@@ -174,7 +174,7 @@ def test_deterministic_and_independent_of_the_order(net, data, name):
 
 @every_optimiser
 def test_inputs_are_left_alone(net, data, name):
-    x0, z, target, epsilon = data
+    x0, z, _, epsilon = data
     gradient = torch.randn(N, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     before = x0.clone(), z.clone(), gradient.clone(), epsilon.clone()
     OPTIMISERS[name](x0, lambda x, rows: ((x * gradient[rows]).flatten(1).sum(1), gradient), epsilon, z, 12)
@@ -218,8 +218,8 @@ def test_samples_that_reach_the_goal_leave_the_batch(net, data, name):
     free_run = run(x0, objective, epsilon, z, 75)
     goal = float(free_run.L.sort().values[2:4].mean())
     answer = run(x0, counted, epsilon, z, 75, stop_at=goal)
-    done = answer.L >= goal
-    assert torch.equal(done, free_run.L >= goal) and done.sum() == 5
+    done = goal <= answer.L
+    assert torch.equal(done, goal <= free_run.L) and done.sum() == 5
     torch.testing.assert_close(answer.x[~done], free_run.x[~done], rtol=0, atol=1e-6)
     assert (answer.steps[~done] == 76).all() and (answer.steps[done] < 76).all()
     assert sizes[0] == N and sizes[-1] == 4 and sum(sizes) < 76 * N
