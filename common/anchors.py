@@ -39,7 +39,7 @@ def class_mean_difference(images: Tensor, source: Tensor, target: Tensor, refere
 
 def nearest_real(images: Tensor, target: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
     """For each image the l2-nearest reference image of its target class."""
-    distance = torch.cdist(images.flatten(1), reference.flatten(1))
+    distance = torch.cdist(images.flatten(1).double(), reference.flatten(1).double())
     return reference[distance.masked_fill(labels[None] != target[:, None], torch.inf).argmin(1)]
 
 

@@ -21,8 +21,10 @@ from common.files import write_atomic
 
 @dataclass(frozen=True)
 class Shard:
-    """Counterfactuals by method for the same N samples; `source_prediction` N is what the classifier sees in x.
+    """Counterfactuals by method for the same N samples.
 
+    `accuracy` is the classifier's on all images of the pairs split;
+    `source_prediction` N is what the classifier sees in x, `interventions` what it sees under do(factor), by factor;
     `traces` holds N×S×(steps + 1) running objectives of the methods that were asked for them.
     """
 
@@ -32,7 +34,9 @@ class Shard:
     ids: tuple[str, ...]
     source: Tensor
     target: Tensor
+    accuracy: float
     source_prediction: Tensor
+    interventions: dict[str, Tensor]
     batches: dict[str, CounterfactualBatch]
     traces: dict[str, Tensor]
 
@@ -47,12 +51,14 @@ def write_shard(shard: Shard, path: Path) -> None:
                 tensors[f"{method}|{item.name}"] = value.clone()
         codes = np.vectorize(STATUSES.index)(batch.status)
         tensors[f"{method}|status"] = torch.from_numpy(codes)
+    tensors |= {f"do|{factor}": prediction for factor, prediction in shard.interventions.items()}
     tensors |= {f"{method}|trace": trace.contiguous() for method, trace in shard.traces.items()}
     header = {
         "world": shard.world,
         "classifier": shard.classifier,
         "seed": shard.seed,
         "ids": shard.ids,
+        "accuracy": shard.accuracy,
         "strengths": {method: batch.strengths for method, batch in shard.batches.items()},
     }
     write_atomic(path, save(tensors, metadata={"shard": json.dumps(header, sort_keys=True)}))
@@ -78,9 +84,11 @@ def read_shard(path: Path) -> Shard:
         classifier=header["classifier"],
         seed=header["seed"],
         ids=tuple(header["ids"]),
+        accuracy=header["accuracy"],
         source=tensors["source"],
         target=tensors["target"],
         source_prediction=tensors["source_prediction"],
+        interventions={key.split("|")[1]: value for key, value in tensors.items() if key.startswith("do|")},
         batches=batches,
         traces={key.split("|")[0]: value for key, value in tensors.items() if key.endswith("|trace")},
     )

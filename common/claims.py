@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from common.errors import VceError
 from common.matching import At, read, select
@@ -51,6 +51,17 @@ class Test(_Strict):
     also_metric: list[str] = []
     also_at: list[At] = []
 
+    @model_validator(mode="after")
+    def _complete(self):
+        compares = self.kind in ("difference", "parity")
+        if compares != (self.b is not None):
+            raise ValueError(f"`b`: a {self.kind} test {'needs' if compares else 'takes no'} second cell")
+        if (self.kind == "parity") != (self.margin is not None):
+            raise ValueError("`margin`: parity tests need one, others take none")
+        if compares == (self.bound is not None):
+            raise ValueError(f"`bound`: a {self.kind} test {'takes none' if compares else 'needs one'}")
+        return self
+
 
 class Claim(_Strict):
     """`where` and `paper_value` stay `unknown` until somebody fills them from the paper itself."""
@@ -60,6 +71,12 @@ class Claim(_Strict):
     paper_value: str | float | Literal["unknown"]
     source: str
     tests: list[Test]
+
+    @model_validator(mode="after")
+    def _decidable(self):
+        if not any(test.role == "primary" for test in self.tests):
+            raise ValueError("`tests`: a claim needs at least one primary test")
+        return self
 
 
 class Claims(_Strict):
@@ -90,7 +107,8 @@ def load_claims(path: Path) -> Claims:
         claims = Claims.model_validate(yaml.safe_load(path.read_text()))
     except (ValidationError, yaml.YAMLError) as error:
         detail = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        raise VceError(f"{path}: {'.'.join(map(str, detail['loc']))} {detail['msg']}") from error
+        message = f"{path}: {'.'.join(map(str, detail['loc']))} {detail['msg']}"
+        raise VceError(" ".join(message.split())) from error
     for name, claim in claims.claims.items():
         for test in claim.tests:
             for metric in (test.metric, *test.also_metric):
@@ -124,7 +142,7 @@ def judge(claims: Claims, rows: pd.DataFrame, exactness: pd.DataFrame) -> tuple[
 def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
     """Apply one rule to the table. A cell without rows gives `not tested`, with the reason."""
     base = {"claim": claim, "test": test.name, "role": test.role, "rule": _describe(test)}
-    nothing = dict(mean=np.nan, low=np.nan, high=np.nan, n=0, seeds="", share=np.nan)
+    nothing = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "seeds": "", "share": np.nan}
     for where in (test.a, test.b or {}):
         if select(rows, where).empty:
             reason = "no rows with " + ", ".join(f"{k}={v}" for k, v in where.items())
@@ -133,11 +151,11 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
         values = select(rows, test.a)[test.metric].to_numpy(float)
         worst = float(values.max()) if not np.isnan(values).any() else np.nan
         verdict = "supported" if worst <= test.bound else "contradicted"
-        found = dict(
-            mean=worst, low=float(values.min()), high=worst, n=len(values), seeds="", share=float(worst <= test.bound)
-        )
-        return Outcome(**base, **found, verdict=verdict)
+        found = {"mean": worst, "low": float(values.min()), "high": worst, "n": len(values)}
+        return Outcome(**base, **found, seeds="", share=float(worst <= test.bound), verdict=verdict)
     estimate = _estimate(test, rows, test.metric, test.at)
+    if not estimate.n:
+        return Outcome(**base, **nothing, verdict="not tested", reason=f"no {test.metric} at {test.at}")
     directions = [_direction(test, mean) for mean in _specifications(test, rows)]
     verdict = _decide(test, estimate)
     return Outcome(
@@ -152,21 +170,21 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
     )
 
 
-def _values(test: Test, rows: pd.DataFrame, metric: str, at: At) -> np.ndarray:
+def _values(test: Test, rows: pd.DataFrame, metric: str, at: At) -> pd.DataFrame:
     if test.kind == "rises":
         return _falls(select(rows, test.a), metric)
     a = read(select(rows, test.a), metric, at)
     if test.b is None:
         return a
     b = read(select(rows, test.b), metric, at)
-    if a.shape != b.shape:
+    if not (a.empty or b.empty or (a.index.equals(b.index) and a.columns.equals(b.columns))):
         raise VceError(
-            f"test {test.name}: its cells hold {a.shape} and {b.shape} seeds × images; explain the same pairs"
+            f"test {test.name}: its cells hold other seeds or images, {a.shape} and {b.shape}; explain the same pairs"
         )
     return a - b
 
 
-def _falls(rows: pd.DataFrame, metric: str) -> np.ndarray:
+def _falls(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     """seeds×images: share of adjacent strengths at which the metric falls by more than 0.001."""
     ordered = rows.sort_values(["seed", "image", "strength"])
     step = ordered.groupby(["seed", "image"])[metric].diff()
@@ -197,7 +215,7 @@ def _direction(test: Test, mean: float) -> bool:
 def _decide(test: Test, estimate: Estimate) -> Verdict:
     low, high = estimate.low, estimate.high
     if test.kind == "difference":
-        holds, fails = low > 0 and min(estimate.by_seed) > 0, high < 0
+        holds, fails = low > 0 and all(mean > 0 for mean in estimate.by_seed), high < 0
     elif test.kind == "parity":
         holds, fails = -test.margin < low and high < test.margin, low > test.margin or high < -test.margin
     else:
@@ -220,13 +238,12 @@ def _summary(claim: Claim, outcomes: list[Outcome]) -> dict:
     notes = [f"{o.test}: {o.verdict}" + (f" ({o.reason})" if o.reason else "") for o in failed]
     if screening:
         notes.append(f"screening size (fewer than {MIN_PAIRS} pairs or {MIN_SEEDS} seeds): at most partly")
+    measured = {"measured": head.mean, "low": head.low, "high": head.high}
     return {
         "statement": claim.statement,
         "where": claim.where,
         "paper": claim.paper_value,
-        "measured": head.mean,
-        "low": head.low,
-        "high": head.high,
+        **{name: value if np.isfinite(value) else None for name, value in measured.items()},
         "n": head.n,
         "verdict": verdict,
         "note": "; ".join(notes),

@@ -2,8 +2,8 @@
 
     explain(images, source, target, *, classifier, rng, strengths, callback=None) -> CounterfactualBatch
 
-`images` is N×C×H×W in [0, 1]; `source` and `target` are N class indices; `classifier` maps images to logits; `rng` is the
-`Streams` of these samples; `strengths` are up to 8 values along the method's own path (radii, iterates, ...);
+`images` is N×C×H×W in [0, 1]; `source` and `target` are N class indices; `classifier` maps images to logits; `rng` is
+the `Streams` of these samples; `strengths` are up to 8 values along the method's own path (radii, iterates, ...);
 `callback(dict)` sees tensors of the running optimisation and must not change them.
 """
 
@@ -115,8 +115,8 @@ class Explainer(Protocol):
 def log_confidence(classifier: torch.nn.Module, target: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The objective log p_f(target | x) and its gradient, in one forward and one backward pass.
 
-    Returns `value_and_grad(x, rows)`: `x` is M×C×H×W, `rows` the M sample numbers that pick their targets; the answer is
-    (M log-confidences, M×C×H×W gradients), both detached.
+    Returns `value_and_grad(x, rows)`: `x` is M×C×H×W, `rows` the M sample numbers that pick their targets; the answer
+    is (M log-confidences, M×C×H×W gradients), both detached.
     """
 
     def value_and_grad(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,21 +168,23 @@ def finish(
 ) -> CounterfactualBatch:
     """The batch of finished paths `images` N×S×C×H×W: confidence, distance and status in one pass of the classifier.
 
-    `diverged` (N×S) marks samples that hold their last finite image. `steps` and `passes` (forward, backward; N×S each)
-    are what the search cost; zero for a path that was not searched.
+    `diverged` (N×S) marks samples that hold their last finite image; where the classifier's answer is not a number the
+    status is `diverged` too, and the confidence 0. `steps` and `passes` (forward, backward; N×S each) are what the
+    search cost; zero for a path that was not searched.
     """
     n, s = images.shape[:2]
     none = torch.zeros(n, s, dtype=torch.long)
     with torch.no_grad():
         log_p = torch.cat([classifier(x).log_softmax(1) for x in images.flatten(0, 1).split(batch_size)]).view(n, s, -1)
+    failed = log_p.isnan().any(2)
     status = np.where(log_p.argmax(2).numpy() == target[:, None].numpy(), "ok", "not_flipped")
     forward, backward = passes or (none, none)
     return CounterfactualBatch(
         images=images,
         strengths=tuple(strengths),
-        log_confidence=log_p.gather(2, target[:, None, None].expand(n, s, 1))[..., 0],
+        log_confidence=log_p.gather(2, target[:, None, None].expand(n, s, 1))[..., 0].masked_fill(failed, -torch.inf),
         distance=(images - original[:, None]).abs().flatten(2).mean(2),
-        status=status if diverged is None else np.where(diverged.numpy(), "diverged", status),
+        status=np.where((failed if diverged is None else failed | diverged).numpy(), "diverged", status),
         steps=none if steps is None else steps,
         forward=forward,
         backward=backward,

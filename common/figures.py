@@ -39,7 +39,7 @@ def save_figure(figure: plt.Figure, path: Path, provenance: dict) -> None:
 def image_grid(rows: list[list[tuple[np.ndarray, str]]], labels: list[str], cell: float = 1.35) -> plt.Figure:
     """A grid of (picture, title) cells with a label per row.
 
-    A picture is H×W×3 in [0, 1], or H×W for a difference map, which is drawn on its own scale from 0; None leaves a gap.
+    A picture is H×W×3 in [0, 1], or H×W for a difference map, drawn on its own scale from 0; None leaves a gap.
     """
     columns = max(len(row) for row in rows)
     figure, axes = plt.subplots(

@@ -39,8 +39,8 @@ def select(rows: pd.DataFrame, where: dict) -> pd.DataFrame:
     return rows
 
 
-def read(rows: pd.DataFrame, metric: str, at: At) -> np.ndarray:
-    """seeds×images matrix of `metric` (seeds and image ids ascending); NaN where a cell does not exist.
+def read(rows: pd.DataFrame, metric: str, at: At) -> pd.DataFrame:
+    """seeds×images table of `metric`, labelled by both (ascending); NaN where a cell does not exist.
 
     `rows` holds one method, classifier and world.
     """
@@ -82,8 +82,8 @@ def _at_first_success(confidence: np.ndarray, values: np.ndarray, level: float) 
     return values[above[0]] if len(above) else 0.0
 
 
-def _matrix(keys: pd.DataFrame, values: pd.Series) -> np.ndarray:
+def _matrix(keys: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
     table = pd.DataFrame(
         {"seed": keys["seed"].to_numpy(), "image": keys["image"].to_numpy(), "value": values.to_numpy()}
     )
-    return table.pivot(index="seed", columns="image", values="value").sort_index().sort_index(axis=1).to_numpy(float)
+    return table.pivot(index="seed", columns="image", values="value").sort_index().sort_index(axis=1).astype(float)

@@ -38,13 +38,17 @@ def paired_bootstrap(values: np.ndarray, *, key: int = 0, replicates: int = REPL
 
 
 def sign_flip(differences: np.ndarray, *, key: int = 0, flips: int = FLIPS) -> float:
-    """Two-sided p-value of the sign-flip permutation test on per-image differences (the observed one counts)."""
+    """Two-sided p-value of the sign-flip permutation test on per-image differences (the observed one counts).
+
+    NaN marks an image without a difference and is left out.
+    """
     differences = np.asarray(differences, dtype=np.float64)
+    differences = differences[~np.isnan(differences)]
     rng = np.random.Generator(np.random.Philox(key=key))
     signs = rng.integers(0, 2, (flips, len(differences)), dtype=np.int8) * 2 - 1
     null = np.abs(signs @ differences)
-    observed = np.abs(differences.sum())
-    return float((1 + (null >= observed * (1 - 1e-12)).sum()) / (flips + 1))
+    observed = np.abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
+    return float((1 + (null >= observed).sum()) / (flips + 1))
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Job: rows and committed rules in, verdicts and tables out.
 
-python -m common.verdicts --claims C.yaml --rows R --exactness E --protocol '{...}' --level 0.9 --out DIR
+python -m common.verdicts --claims C.yaml --rows R --exactness E --gate G --protocol '{...}' --level 0.9 --out DIR
 """
 
 import argparse
@@ -16,9 +16,22 @@ from common.matching import At, reached, read
 from common.results import recipe_hash
 from common.statistics import paired_bootstrap
 
+MIN_RELIANCE = 0.8
 TABLE_METRICS = (
     "l1", "l2", "distance", "hoyer", "gini", "pixel_share", "on_mask", "oracle_valid", "twin_error", "factor_progress",
 )  # fmt: skip
+
+
+def relied_on(rows: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
+    """The rows of classifiers that rely on the target factor: mean reliance over seeds of at least `MIN_RELIANCE`.
+
+    An explanation shows what the classifier uses; one that hardly uses the target factor leaves the tables and tests.
+    """
+    if "reliance_label" not in gate:
+        return rows
+    mean = gate.groupby(["world", "classifier"])["reliance_label"].mean()
+    dropped = mean.index[mean < MIN_RELIANCE]
+    return rows[~pd.MultiIndex.from_frame(rows[["world", "classifier"]]).isin(dropped)]
 
 
 def method_table(rows: pd.DataFrame, level: float) -> pd.DataFrame:
@@ -65,11 +78,12 @@ def main() -> None:
     parser.add_argument("--claims", type=Path, required=True, help="the committed rules")
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--exactness", type=Path, required=True)
+    parser.add_argument("--gate", type=Path, required=True, help="the oracle gate, with reliance")
     parser.add_argument("--protocol", type=json.loads, required=True, help="JSON: everything that decides the numbers")
     parser.add_argument("--level", type=float, required=True, help="the confidence at which methods are matched")
     parser.add_argument("--out", type=Path, required=True, help="folder of claims.json and tables/")
     args = parser.parse_args()
-    claims, rows = load_claims(args.claims), pd.read_parquet(args.rows)
+    claims, rows = load_claims(args.claims), relied_on(pd.read_parquet(args.rows), pd.read_csv(args.gate))
     verdicts, outcomes = judge(claims, rows, pd.read_parquet(args.exactness))
     tables = {
         "tests": pd.DataFrame([outcome.model_dump() for outcome in outcomes]),

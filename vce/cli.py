@@ -75,6 +75,30 @@ def classifiers() -> None:
     typer.echo("also: a checkpoint FILE.safetensors, or an import path package.module:build")
 
 
+@app.command()
+def plan(scale: Annotated[str, typer.Option(help="A file of config/, without its ending.")] = "cpu") -> None:
+    """Say what `snakemake all` would do now: jobs, data to fetch, passes, estimated time and memory.
+
+    Example: vce plan --scale smoke
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from vce.plan import plan as make_plan
+
+    targets, fetched = make_plan(scale)
+    table = Table(title=f"scale {scale}: still to do", title_justify="left")
+    for column in ("target", "jobs", "passes", "estimated", "memory per job"):
+        table.add_column(column, justify="left" if column == "target" else "right")
+    for item in targets:
+        minutes = f"{item.seconds / 60:.1f} core-min"
+        table.add_row(item.rule, str(item.jobs), f"{item.passes:,}", minutes, f"{item.gib:.1f} GiB")
+    total = sum(item.seconds for item in targets) / 60
+    Console().print(table)
+    typer.echo(f"data to fetch: {', '.join(fetched) or 'none'}")
+    typer.echo(f"about {total:.0f} core-minutes, {total / 2:.0f} min on 2 cores")
+
+
 @data.command("list")
 def data_list() -> None:
     """List the versioned files: name, size, whether the bytes are here, where they come from, licence."""

@@ -28,8 +28,12 @@ class KernelMachine(nn.Module):
 
     def __init__(self, support: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor, gamma: Tensor):
         super().__init__()
-        for name, value in dict(support=support, weight=weight, bias=bias, mean=mean, scale=scale, gamma=gamma).items():
-            self.register_buffer(name, value)
+        self.register_buffer("support", support)
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        self.register_buffer("gamma", gamma)
 
     @classmethod
     def empty(cls, in_channels: int, n_classes: int) -> "KernelMachine":

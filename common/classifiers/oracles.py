@@ -23,6 +23,10 @@ class Panel:
     def load(cls, paths: dict[str, Path]) -> "Panel":
         return cls({name: load_checkpoint(path) for name, path in paths.items()})
 
+    def only(self, names: set[str]) -> "Panel":
+        """The judges that passed their gate."""
+        return Panel({name: judge for name, judge in self.judges.items() if name in names})
+
     def predictions(self, images: Tensor, twins: Tensor | None, batch_size: int = 256) -> dict[str, Tensor]:
         """Class index N per judge for N×C×H×W images; the twin reader takes part where `twins` N×K×C×H×W is given."""
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """Training of small classifiers: standard, noise-and-blur augmented, l2-adversarial; and temperature calibration."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,7 +60,7 @@ def train(
             schedule.step()
             total += loss.detach() * len(rows)
         mean = (total / len(images)).item()
-        if mean != mean:
+        if not math.isfinite(mean):
             raise VceError(f"training diverged in epoch {epoch + 1}: the loss is not finite; lower `learning_rate`")
         if progress:
             progress({"epoch": epoch + 1, "epochs": recipe.epochs, "loss": mean})

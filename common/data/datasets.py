@@ -1,12 +1,13 @@
 """The worlds by name, and the split table that is drawn before anything is trained (MEASUREMENT: data splits).
 
-A split table has one row per image: `id`, `label`, `split` (systems, calibration, oracles, tuning, pairs), `target` (a
-seeded other class) and `rank` (position within its split; every prefix of `pairs` is stratified by class).
+A split table has one row per image: `id`, `label`, `split` (systems, calibration, oracles, tuning, pairs), `target`
+(a seeded other class) and `rank` (position within its split; every prefix of `pairs` is stratified by class).
 """
 
 import csv
 import gzip
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ SPLITS = ("systems", "calibration", "oracles", "tuning", "pairs")
 
 @dataclass(frozen=True)
 class World:
-    """image_shape (C, H, W); class names; whether exact masks and twins exist; the data file it is read from, if any."""
+    """image_shape (C, H, W); class names; whether exact masks and twins exist; the data file, if any."""
 
     name: str
     image_shape: tuple[int, int, int]
@@ -65,6 +66,8 @@ def draw_splits(name: str, sizes: dict[str, int], seed: int, data: Path) -> pd.D
 
     `data` is the folder of data files. Raises VceError when a class has too few images for the sizes.
     """
+    if set(sizes) != set(SPLITS):
+        raise VceError(f"splits: needs sizes of {', '.join(SPLITS)}, got {', '.join(sizes)}")
     n_classes = len(world(name).class_names)
     ids, labels = _pool(name, sum(sizes.values()), data)
     rng = np.random.Generator(np.random.Philox(key=seed))
@@ -118,6 +121,13 @@ def twins(name: str, ids: tuple[str, ...]) -> Tensor:
     return torch.stack(every, 1)
 
 
+def interventions(name: str, ids: tuple[str, ...], target: Tensor) -> dict[str, Tensor]:
+    """The images N×C×H×W under do(factor): the class factor set to `target`, or the background's palette to another."""
+    factors = scene_factors(name, ids)
+    other = replace(factors, palette=(factors.palette + 1) % len(scenes.PALETTE))
+    return {"label": scenes.render(scenes.twin(factors, target))[0], "palette": scenes.render(other)[0]}
+
+
 def _pool(name: str, needed: int, data: Path) -> tuple[np.ndarray, np.ndarray]:
     if world(name).rendered:
         ids = tuple(f"scene-{i:05d}" for i in range(int(1.2 * needed) + 100))
@@ -131,6 +141,8 @@ def _mnist(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with gzip.open(path, "rt", newline="") as handle:
             table = np.array([[int(float(cell)) for cell in row] for row in csv.reader(handle)], dtype=np.int64)
-    except (OSError, EOFError, ValueError) as error:
+        if table.shape[1:] != (785,):
+            raise ValueError(f"rows of {table.shape[1:]} instead of 785 values")
+    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
         raise VceError(f"{path}: not a readable MNIST table ({error}); delete it and run `vce data fetch`") from error
     return table[:, :-1].astype(np.uint8), table[:, -1]

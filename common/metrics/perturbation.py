@@ -17,7 +17,7 @@ def mean_change(delta: Tensor) -> Tensor:
 
 
 def hoyer(delta: Tensor) -> Tensor:
-    """Hoyer sparsity (√d − ‖δ‖₁/‖δ‖₂)/(√d − 1) in [0, 1]: 0 for a constant, 1 for a single colour value; NaN for δ = 0."""
+    """Hoyer sparsity (√d − ‖δ‖₁/‖δ‖₂)/(√d − 1) in [0, 1]: 0 for a constant, 1 for one colour value; NaN for δ = 0."""
     flat = delta.flatten(1)
     root = flat.shape[1] ** 0.5
     return (root - flat.norm(p=1, dim=1) / flat.norm(dim=1)) / (root - 1)
@@ -37,7 +37,7 @@ def pixel_share(delta: Tensor, threshold: float = VISIBLE) -> Tensor:
 
 
 def on_mask(delta: Tensor, mask: Tensor) -> Tensor:
-    """Share of the l1 mass of δ that lies on the object, `mask` N×H×W in [0, 1]; NaN for δ = 0. Chance is the mask's area."""
+    """Share of the l1 mass of δ on the object, `mask` N×H×W in [0, 1]; NaN for δ = 0. Chance is the mask's area."""
     change = pixel_change(delta)
     return (change * mask).flatten(1).sum(1) / change.flatten(1).sum(1)
 

@@ -2,8 +2,8 @@
 
     python -m papers.svce.exactness --problems 200 --dimension 512 --seed 0 --out F
 
-A problem draws a gradient, an image of which 0–90 % of the values are exactly 0 or 1, and a radius between a fraction of
-a pixel and one that reaches the box; p runs over {1, 1.1, 1.5, 2, 4}.
+A problem draws a gradient, an image of which 0–90 % of the values are exactly 0 or 1, and a radius between a fraction
+of a pixel and one that reaches the box; p runs over {1, 1.1, 1.5, 2, 4}.
 """
 
 import argparse

@@ -6,6 +6,7 @@ python -m papers.svce.explain --world scenes --splits S --checkpoint F --kind l2
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from common import anchors
 from common.attacks import apgd_l1, apgd_l2
 from common.batches import Shard, write_shard
 from common.classifiers.checkpoints import load_checkpoint
+from common.classifiers.training import accuracy
 from common.data import datasets
 from common.errors import VceError, one_line_errors
 from common.explain import CounterfactualBatch, Streams, finish, log_confidence
@@ -162,11 +164,17 @@ def explain_shard(
     target = torch.tensor(table.set_index("id").loc[list(pairs.ids), "target"].to_numpy())
     rng = Streams(seed, pairs.ids, tuple(target.tolist()))
     batches, traces, cost = {}, {}, {}
-    for cell in (Cell(**{**fields, "radii": tuple(fields["radii"])}) for fields in recipe["cells"]):
+    cells = [Cell(**{**fields, "radii": tuple(fields["radii"])}) for fields in recipe["cells"]]
+    twice = [name for name, count in Counter(cell.method for cell in cells).items() if count > 1]
+    if twice:
+        raise VceError(f"cells: {', '.join(twice)} is listed twice; put its radii into one cell")
+    for cell in cells:
         running: list[Tensor] = []
 
-        def record(state: dict, running=running) -> None:
-            running.append(state["L_best"].clone())
+        def record(state: dict, running=running, passes=cell.iterations + 1) -> None:
+            if state["i"] == 0:
+                running.append(state["L_best"].new_empty(len(state["rows"]), passes))
+            running[-1][state["rows"], state["i"] :] = state["L_best"][:, None]  # kept by samples that leave
             progress(state)
 
         start = time.perf_counter()
@@ -184,7 +192,7 @@ def explain_shard(
         )
         cost[cell.method] = time.perf_counter() - start
         if cell.method in recipe["traced"]:
-            traces[cell.method] = _trace(running, len(target), len(cell.radii), cell.iterations)
+            traces[cell.method] = torch.cat(running).view(len(target), len(cell.radii), -1)
         progress.advance()
     if recipe.get("thresholded"):
         dense, sparse = recipe["thresholded"]["dense"], recipe["thresholded"]["sparse"]
@@ -192,15 +200,24 @@ def explain_shard(
         batches[f"{dense}/thresholded"] = cut
     reference = datasets.load(world, table, "systems", data)
     batches |= explain_anchors(pairs, target, reference, world, classifier, rng, recipe["random_radii"])
+    everyone = datasets.load(world, table, "pairs", data)
     with torch.no_grad():
         prediction = classifier(pairs.images).argmax(1)
-    return Shard(world, kind, seed, pairs.ids, pairs.labels, target, prediction, batches, traces), cost
-
-
-def _trace(running: list[Tensor], n: int, s: int, iterations: int) -> Tensor:
-    """N×S×(K+1) best objectives from the callback's chunks."""
-    chunks = [torch.stack(running[i : i + iterations + 1], 1) for i in range(0, len(running), iterations + 1)]
-    return torch.cat(chunks).view(n, s, iterations + 1)
+        changed = datasets.interventions(world, pairs.ids, target) if datasets.world(world).rendered else {}
+        interventions = {factor: classifier(images).argmax(1) for factor, images in changed.items()}
+    return Shard(
+        world=world,
+        classifier=kind,
+        seed=seed,
+        ids=pairs.ids,
+        source=pairs.labels,
+        target=target,
+        accuracy=accuracy(classifier, everyone.images, everyone.labels),
+        source_prediction=prediction,
+        interventions=interventions,
+        batches=batches,
+        traces=traces,
+    ), cost
 
 
 def model_pass_seconds(classifier: nn.Module, images: Tensor, target: Tensor, repeats: int = 20) -> float:

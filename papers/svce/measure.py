@@ -1,6 +1,6 @@
 """Job: rows of the long table from all shards, the oracle gate, and what the shards cost.
 
-python -m papers.svce.measure --shards B... --panel NAME=F... --out rows.parquet --gate G --cost C
+python -m papers.svce.measure --shards B... --splits S... --panel NAME=F... --out rows.parquet --gate G --cost C
 """
 
 import argparse
@@ -11,6 +11,7 @@ import pandas as pd
 
 from common.batches import read_shard
 from common.classifiers.oracles import Panel
+from common.data import datasets
 from common.errors import one_line_errors
 from common.files import atomic_path
 from common.measure import measure_shard, oracle_gate
@@ -27,8 +28,9 @@ def cost_table(shards: list[Path]) -> pd.DataFrame:
         for method, seconds in cost["seconds"].items():
             evaluations = cost["evaluations"][method]
             own = evaluations * cost["pass_seconds"]
-            facts = {"shard": path.stem, "method": method, "seconds": seconds, "evaluations": evaluations}
-            rows.append({**facts, "pass_seconds": cost["pass_seconds"], "overhead": seconds / own})
+            facts = {"shard": f"{path.parent.name}/{path.stem}", "method": method, "evaluations": evaluations}
+            passes = {"pass_seconds": cost["pass_seconds"], "overhead": seconds / own}
+            rows.append({**facts, "seconds": seconds, **passes})
     return pd.DataFrame(rows)
 
 
@@ -36,6 +38,7 @@ def cost_table(shards: list[Path]) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, nargs="+", required=True)
+    parser.add_argument("--splits", type=Path, nargs="+", required=True, help="split tables, named after their worlds")
     parser.add_argument("--panel", nargs="+", required=True, help="NAME=CHECKPOINT of each trained judge")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
     parser.add_argument("--out", type=Path, required=True, help="the long table")
@@ -43,12 +46,14 @@ def main() -> None:
     parser.add_argument("--cost", type=Path, required=True, help="seconds and overhead, which are not deterministic")
     args = parser.parse_args()
     panel = Panel.load({name: Path(path) for name, path in (item.split("=", 1) for item in args.panel)})
+    splits = {path.stem: pd.read_parquet(path) for path in args.splits}
     rows, gates = [], []
     with Progress("measure", total=len(args.shards), unit="shards") as progress:
         for path in args.shards:
             shard = read_shard(path)
-            rows.append(measure_shard(shard, panel, args.data))
-            gates.append(oracle_gate(shard, panel, args.data))
+            gate = oracle_gate(shard, panel, datasets.load(shard.world, splits[shard.world], "pairs", args.data))
+            rows.append(measure_shard(shard, panel.only(set(gate["judge"][gate["passes"]])), args.data))
+            gates.append(gate)
             progress.advance()
     with atomic_path(args.cost) as temporary:
         cost_table(args.shards).to_parquet(temporary, index=False)

@@ -33,6 +33,7 @@ rule svce_explain:
 rule svce_measure:
     input:
         shards=SVCE_BATCHES,
+        splits=sorted({f"{WORK}/common/splits/{shard['world']}.parquet" for shard in SVCE["shards"]}),
         augmented=f"{WORK}/common/oracles/{config['panel']}-augmented.safetensors",
         svm=f"{WORK}/common/oracles/{config['panel']}-svm.safetensors",
         l2at=f"{WORK}/common/oracles/{config['panel']}-l2at.safetensors",
@@ -45,7 +46,7 @@ rule svce_measure:
     log:
         f"{LOGS}/svce/measure.log",
     shell:
-        "python -m papers.svce.measure --shards {input.shards} --out {output.rows} --gate {output.gate} --cost {output.cost}"
+        "python -m papers.svce.measure --shards {input.shards} --splits {input.splits} --out {output.rows} --gate {output.gate} --cost {output.cost}"
         " --panel augmented={input.augmented} svm={input.svm} l2at={input.l2at} 2> >(tee {log} >&2)"
 
 
@@ -67,6 +68,7 @@ rule svce_verdicts:
         claims="papers/svce/claims.yaml",
         rows=rules.svce_measure.output.rows,
         exactness=rules.svce_exactness.output,
+        gate=rules.svce_measure.output.gate,
     output:
         claims=f"{RESULTS}/svce/claims.json",
         tables=expand(f"{RESULTS}/svce/tables/{{name}}.csv", name=["tests", "methods", "strengths", "statuses"]),
@@ -87,7 +89,7 @@ rule svce_verdicts:
     log:
         f"{LOGS}/svce/verdicts.log",
     shell:
-        "python -m common.verdicts --claims {input.claims} --rows {input.rows} --exactness {input.exactness}"
+        "python -m common.verdicts --claims {input.claims} --rows {input.rows} --exactness {input.exactness} --gate {input.gate}"
         " --protocol {params.protocol:q} --level {params.level} --out {params.folder} > {log} 2> >(tee -a {log} >&2)"
 
 

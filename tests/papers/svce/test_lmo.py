@@ -247,3 +247,16 @@ def test_bad_radius_or_norm_is_one_line(epsilon, p):
     assert "\n" not in str(error.value)
     with pytest.raises(VceError):
         lmo(torch.ones(2, 3), torch.ones(2, 3) / 2, torch.tensor([1.0, 0.0]), 2)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("radius", [1e-30, 1e30])
+def test_radii_whose_powers_leave_the_range_of_float32(p, radius):
+    w, x = problem(8, 200, "normal", torch.float32)
+    x = x.clamp(0.25, 0.75)
+    delta = lmo(w, x, radius, p)
+    if radius > 1:
+        assert torch.equal(x + delta, (w > 0).float())
+    else:
+        expected = lmo(w.double(), torch.full_like(w, 0.5).double(), 1e-3, p) * 1e-27
+        torch.testing.assert_close(delta.double(), expected, rtol=1e-3, atol=1e-36)

@@ -1,0 +1,169 @@
+"""Every way into the pipeline, tried in a throw-away clone at a tiny scale.
+
+Prints one line per door and stops at the first that does not open.
+
+    .venv/bin/python scripts/doors.py
+
+Doors: `kill -9` in the middle and then make finishes without repeating what had finished; a second make does nothing;
+a make beside a running one is refused; `dvc repro` after make runs no job, and again leaves dvc.lock alone; an edited
+module rebuilds exactly what imports it, through Snakemake and through DVC; the same command gives the same bits.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+SCALE = "doors"
+
+
+def tiny(config: dict) -> dict:
+    """The smoke scale with every number as small as the rules allow."""
+    config |= {"scale": SCALE, "splits": {"systems": 300, "calibration": 50, "oracles": 200, "tuning": 70, "pairs": 20}}
+    for recipe in (*config["classifiers"].values(), *config["oracles"].values()):
+        recipe["epochs"] = 1
+    config["svce"] |= {"n_pairs": 6, "exactness": {"problems": 5, "dimension": 64}}
+    config["svce"]["photos"] |= {"radii": [50], "iterations": 1}
+    return config
+
+
+class Doors:
+    """A clone of the committed tree and what can be done to it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.run("git", "clone", "--quiet", str(ROOT), str(folder), cwd=ROOT)
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+        config = tiny(yaml.safe_load((folder / "config/smoke.yaml").read_text()))
+        (folder / f"config/{SCALE}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        dvc = folder / "dvc.yaml"
+        dvc.write_text(dvc.read_text().replace("scale: cpu", f"scale: {SCALE}"))
+        self.commit("scale for the doors")
+
+    def run(self, *command: str, cwd: Path | None = None, check: bool = True) -> str:
+        """Standard output and error of a command; stops the whole script when it fails."""
+        path = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
+        done = subprocess.run(
+            command, cwd=cwd or self.folder, env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        if check and done.returncode:
+            sys.exit(f"{done.stdout[-6000:]}\nerror: {' '.join(command)} failed with {done.returncode}")
+        return done.stdout
+
+    def make(self, check: bool = True) -> str:
+        return self.run("scripts/run.sh", SCALE, check=check)
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "-c", "user.name=doors", "-c", "user.email=doors@localhost", "commit", "--quiet", "-m", message)
+
+    def jobs(self, output: str) -> list[str]:
+        """Rules that Snakemake started, in order, the target rule left out."""
+        return [rule for rule in re.findall(r"^(?:local)?rule (\w+):$", output, re.MULTILINE) if rule != "all"]
+
+    def pending(self) -> set[str]:
+        """Rules that Snakemake would run now."""
+        return set(self.jobs(self.run("snakemake", "all", "--dry-run", "--config", f"scale={SCALE}")))
+
+    def results(self) -> dict[str, str]:
+        """sha256 of everything that must be the same bits."""
+        files = sorted(file for top in ("results", "figures") for file in (self.folder / top / SCALE).rglob("*.*"))
+        return {str(file.relative_to(self.folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def opened(door: str, holds: bool, detail: object = "") -> None:
+    print(f"{'ok' if holds else 'FAILED':<7}{door} {detail if not holds else ''}", flush=True)
+    if not holds:
+        sys.exit(1)
+
+
+def kill_in_the_middle(doors: Doors) -> None:
+    """Start a make, refuse a second one beside it, kill the first with its children, and let another finish."""
+    started = subprocess.Popen(
+        ["scripts/run.sh", SCALE],
+        cwd=doors.folder,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    finished = doors.folder / f"work/{SCALE}/common/classifiers/scenes"
+    deadline = time.monotonic() + 300
+    while not list(finished.glob("[!.]*.safetensors")) and started.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    refused = doors.make(check=False)
+    opened("a make beside a running one is refused", "another make runs" in refused, refused[-300:])
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    kept = {file: file.stat().st_mtime_ns for file in finished.glob("[!.]*.safetensors")}
+    output = doors.make()
+    same = bool(kept) and all(file.stat().st_mtime_ns == then for file, then in kept.items())
+    opened("after kill -9 make finishes, and repeats nothing that had finished", same, output[-2000:])
+
+
+def idle(doors: Doors) -> None:
+    start = time.monotonic()
+    output = doors.make()
+    seconds = time.monotonic() - start
+    opened(
+        f"a second make does nothing ({seconds:.1f} s)", "Nothing to be done" in output and seconds < 10, output[-800:]
+    )
+
+
+def through_dvc(doors: Doors) -> None:
+    doors.run("snakemake", "data", "--config", f"scale={SCALE}")
+    output = doors.run("dvc", "repro")
+    opened("dvc repro after make runs no job", not doors.jobs(output), output[-2000:])
+    doors.commit("dvc.lock of the doors")
+    output = doors.run("dvc", "repro")
+    changed = doors.run("git", "status", "--porcelain")
+    opened("dvc repro again leaves dvc.lock and pointers unchanged", not doors.jobs(output) and not changed, changed)
+
+
+def edited_modules(doors: Doors) -> None:
+    """A comment rebuilds nothing; a change of code rebuilds exactly its importers and what follows from them."""
+    expected = {
+        "common/figures.py": {"svce_figures", "svce_photos"},
+        "papers/svce/exactness.py": {"svce_exactness", "svce_verdicts", "svce_figures"},
+        "common/verdicts.py": {"svce_verdicts", "svce_figures"},
+    }
+    for name, rules in expected.items():
+        file = doors.folder / name
+        text = file.read_text()
+        file.write_text(text + "\n# a comment\n")
+        opened(f"a comment in {name} rebuilds nothing", not doors.pending(), doors.pending())
+        file.write_text(text + "\nUNUSED = 1\n")
+        opened(f"code in {name} rebuilds exactly {', '.join(sorted(rules))}", doors.pending() == rules, doors.pending())
+        file.write_text(text)
+    before = doors.results()
+    file = doors.folder / "common/verdicts.py"
+    file.write_text(file.read_text() + "\nUNUSED = 1\n")
+    jobs = doors.jobs(doors.run("dvc", "repro"))
+    opened("through DVC the edited module rebuilds too", jobs == ["svce_verdicts"], jobs)
+    doors.make()
+    opened("rebuilt results have the same bits", before == doors.results())
+
+
+def main() -> None:
+    scratch = Path(tempfile.mkdtemp(prefix="doors-"))
+    try:
+        doors = Doors(scratch / "clone")
+        kill_in_the_middle(doors)
+        idle(doors)
+        through_dvc(doors)
+        edited_modules(doors)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
