@@ -172,6 +172,41 @@ def test_apgd_l1_reaches_the_optimum_of_a_linear_objective():
     assert (best + 1e-5 >= answer.L).all() and (0.9 * best <= answer.L).all()
 
 
+def l1_transcription(x0, objective, epsilon, z, K):
+    """l1-APGD as the spec words it, for one image, with a sort; the projection is tested above."""
+    row, d, radius = torch.tensor([0]), x0.numel(), torch.tensor([epsilon], dtype=x0.dtype)
+    x = x0 + project_l1(z, x0, radius)
+    L, g = objective(x, row)
+    best, eta, share, support = (x, L, g), epsilon, 0.2, d
+    window = max(int(0.04 * K), 1)
+    for i in range(K):
+        kept = max(int(share * d), 1)
+        smallest = g.abs().flatten().sort(descending=True).values[kept - 1]
+        step = g.sign() * (g.abs() >= smallest)
+        x = x0 + project_l1(x - x0 + eta * step / step.abs().sum(), x0, radius)
+        L, g = objective(x, row)
+        if L > best[1]:
+            best = (x, L, g)
+        if (i + 1) % window == 0:
+            now = int((best[0] != x0).sum())
+            if now < 0.95 * support:
+                eta, (x, _, g) = epsilon, best
+            else:
+                eta = max(eta / 1.5, epsilon / 10)
+            share, support = now / (1.5 * d), now
+    return best
+
+
+def test_apgd_l1_matches_the_spec():
+    x0, centre, z = (tensor.double() for tensor in batch(n=4, seed=5))
+    answer = apgd_l1(x0, quadratic(centre), 6.0, z, 75)
+    for i in range(4):
+        one = slice(i, i + 1)
+        x, L, _ = l1_transcription(x0[one], quadratic(centre[one]), 6.0, z[one], 75)
+        torch.testing.assert_close(answer.L[one], L, rtol=1e-9, atol=0)
+        torch.testing.assert_close(answer.x[one], x, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("multi_radius", [False, True])
 def test_apgd_l1_stays_in_its_set_and_counts_passes(multi_radius):
     x0, centre, z = batch(n=3)

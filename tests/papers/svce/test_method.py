@@ -215,12 +215,17 @@ def test_samples_that_reach_the_goal_leave_the_batch(net, data, name):
         return objective(x, rows)
 
     run = OPTIMISERS[name]
-    free_run = run(x0, objective, epsilon, z, 75)
+    path = []
+    free_run = run(x0, objective, epsilon, z, 75, callback=lambda seen: path.append(seen["L"]))
     goal = float(free_run.L.sort().values[2:4].mean())
     answer = run(x0, counted, epsilon, z, 75, stop_at=goal)
     done = goal <= answer.L
     assert torch.equal(done, goal <= free_run.L) and done.sum() == 5
     torch.testing.assert_close(answer.x[~done], free_run.x[~done], rtol=0, atol=1e-6)
+    path = torch.stack(path)
+    first = (path >= goal).int().argmax(0)
+    torch.testing.assert_close(answer.L[done], path[first, torch.arange(N)][done], rtol=1e-7, atol=1e-9)
+    assert torch.equal(answer.steps[done], first[done] + 1)
     assert (answer.steps[~done] == 76).all() and (answer.steps[done] < 76).all()
     assert sizes[0] == N and sizes[-1] == 4 and sum(sizes) < 76 * N
     torch.testing.assert_close(answer.L, objective(answer.x, torch.arange(N))[0])
