@@ -13,13 +13,13 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,7 +92,6 @@ def kill_in_the_middle(doors: Doors) -> None:
     started = subprocess.Popen(
         ["scripts/run.sh", SCALE],
         cwd=doors.folder,
-        start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -102,8 +101,11 @@ def kill_in_the_middle(doors: Doors) -> None:
         time.sleep(0.2)
     refused = doors.make(check=False)
     opened("a make beside a running one is refused", "another make runs" in refused, refused[-300:])
-    os.killpg(started.pid, signal.SIGKILL)
+    tree = [*psutil.Process(started.pid).children(recursive=True), psutil.Process(started.pid)]
+    for process in tree:
+        process.kill()
     started.wait()
+    psutil.wait_procs(tree)
     kept = {file: file.stat().st_mtime_ns for file in finished.glob("[!.]*.safetensors")}
     output = doors.make()
     same = bool(kept) and all(file.stat().st_mtime_ns == then for file, then in kept.items())

@@ -39,15 +39,15 @@ def shard():
         "ids": ("scene-1", "scene-2", "scene-3"),
         "source": torch.tensor([0, 1, 2]),
         "target": torch.tensor([1, 2, 0]),
+        "accuracy": 0.97,
         "source_prediction": torch.tensor([0, 1, 1]),
+        "interventions": {"label": torch.tensor([1, 2, 0]), "palette": torch.tensor([0, 1, 2])},
         "batches": {
             "afw-b/l1.5/k75": batch((1.0, 1.75)),
             "identity": batch((0.0,), 1, saliency=torch.rand(N, 4, 4), latent_shift=torch.rand(N, 1, 5)),
         },
         "traces": {"afw-b/l1.5/k75": torch.rand(N, 2, 7)},
     }
-    if "accuracy" in Shard.__dataclass_fields__:
-        facts |= {"accuracy": 0.97, "interventions": {"label": torch.tensor([1, 2, 0])}}
     return Shard(**facts)
 
 

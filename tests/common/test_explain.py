@@ -53,7 +53,7 @@ def test_draws_have_the_right_moments():
     assert normal.dtype == torch.float64 and rng.normal((1,), "a").dtype == torch.float32
     assert abs(normal.mean()) < 4 / n**0.5 and abs(normal.var() - 1) < 4 * (2 / n) ** 0.5
     assert abs((normal**4).mean() - 3) < 4 * (96 / n) ** 0.5
-    assert 0 <= uniform.min() and uniform.max() < 1
+    assert uniform.min() >= 0 and uniform.max() < 1
     assert abs(uniform.mean() - 0.5) < 4 / (12 * n) ** 0.5 and abs(uniform.var() - 1 / 12) < 0.001
     # samples are independent: correlations between streams have the variance of noise
     correlation = torch.corrcoef(normal)[~torch.eye(200, dtype=torch.bool)]
