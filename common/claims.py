@@ -85,7 +85,10 @@ class Claims(_Strict):
 
 
 class Outcome(_Strict):
-    """What one test found; `share` is the share of its specification curve that has the claimed direction."""
+    """What one test found; `share` is the share of its specification curve that has the claimed direction.
+
+    `line` is where the rule draws it: 0 for a difference, the margin, or the bound.
+    """
 
     claim: str
     test: str
@@ -98,6 +101,8 @@ class Outcome(_Strict):
     n: int
     seeds: str
     share: float
+    kind: str
+    line: float
     reason: str = ""
 
 
@@ -141,7 +146,8 @@ def judge(claims: Claims, rows: pd.DataFrame, exactness: pd.DataFrame) -> tuple[
 
 def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
     """Apply one rule to the table. A cell without rows gives `not tested`, with the reason."""
-    base = {"claim": claim, "test": test.name, "role": test.role, "rule": _describe(test)}
+    base = {"claim": claim, "test": test.name, "role": test.role, "rule": _describe(test), "kind": test.kind}
+    base["line"] = test.margin or test.bound or 0.0
     nothing = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "seeds": "", "share": np.nan}
     for where in (test.a, test.b or {}):
         if select(rows, where).empty:

@@ -20,6 +20,8 @@ MIN_RELIANCE = 0.8
 TABLE_METRICS = (
     "l1", "l2", "distance", "hoyer", "gini", "pixel_share", "on_mask", "oracle_valid", "twin_error", "factor_progress",
 )  # fmt: skip
+WITH_INTERVAL = [f"{name}{end}" for name in ("honest", *TABLE_METRICS) for end in ("", "_low", "_high")]
+METHOD_COLUMNS = ["world", "classifier", "method", "reached", "n", "seeds", *WITH_INTERVAL]
 
 
 def relied_on(rows: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
@@ -50,7 +52,7 @@ def method_table(rows: pd.DataFrame, level: float) -> pd.DataFrame:
             estimate = paired_bootstrap(read(cell, metric, At(confidence=level)))
             line |= {metric: estimate.mean, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
         table.append(line)
-    return pd.DataFrame(table)
+    return pd.DataFrame(table, columns=METHOD_COLUMNS)
 
 
 def strength_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -45,12 +45,18 @@ def load_checkpoint(path: Path | str) -> Classifier:
     Raises VceError when the file is damaged or is not one of ours.
     """
     header, state = _read(path)
-    shape, names = tuple(header["image_shape"]), tuple(header["class_names"])
-    classifier = build(header["architecture"], name=header["name"], image_shape=shape, class_names=names)
-    if header["architecture"] == "kernel_machine":
-        classifier.network.resize_like(state)
-    classifier.mean, classifier.std = state["mean"].clone(), state["std"].clone()
-    classifier.load_state_dict(state, strict=True)
+    try:
+        shape, names = tuple(header["image_shape"]), tuple(header["class_names"])
+        classifier = build(header["architecture"], name=header["name"], image_shape=shape, class_names=names)
+        if header["architecture"] == "kernel_machine":
+            classifier.network.resize_like(state)
+        classifier.mean, classifier.std = state["mean"].clone(), state["std"].clone()
+        classifier.load_state_dict(state, strict=True)
+    except (KeyError, RuntimeError) as error:
+        raise VceError(
+            f"{path}: not a classifier checkpoint (its tensors are not those of its architecture); "
+            "delete it and run the same command again"
+        ) from error
     return classifier.eval().requires_grad_(False)
 
 

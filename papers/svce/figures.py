@@ -93,10 +93,11 @@ def sparsity(methods: pd.DataFrame) -> plt.Figure:
     for axis, (metric, title) in zip(axes, metrics.items(), strict=True):
         for k, (world, classifier) in enumerate(cells):
             cell = methods[(methods["world"] == world) & (methods["classifier"] == classifier)].set_index("method")
+            label = f"{world}, {classifier}" + (" (left out: reliance on the class factor < .8)" if cell.empty else "")
             cell = cell.reindex(list(shown))
             y = np.arange(len(shown)) + 0.22 * (k - 1)
             error = np.stack([cell[metric] - cell[f"{metric}_low"], cell[f"{metric}_high"] - cell[metric]]).clip(0)
-            axis.errorbar(cell[metric], y, xerr=error, fmt="o", ms=4, capsize=2, label=f"{world}, {classifier}")
+            axis.errorbar(cell[metric], y, xerr=error, fmt="o", ms=4, capsize=2, label=label)
         axis.set(title=title, xlim=(-0.03, 1.03))
     axes[0].set(yticks=range(len(shown)), yticklabels=shown.values())
     axes[0].invert_yaxis()
@@ -132,26 +133,53 @@ def radius(rows: pd.DataFrame) -> plt.Figure:
     return plot.figure
 
 
+def sparsity_confidence(rows: pd.DataFrame) -> plt.Figure:
+    """Sparsity and place against own confidence along the path of radii, per method and classifier."""
+    chosen = rows[rows["method"].isin([*PATHS, *THRESHOLDED])]
+    cells = ["world", "classifier", "method", "strength"]
+    table = chosen.groupby(cells, as_index=False)[["confidence", "hoyer", "on_mask"]].mean()
+    table["method"] = table["method"].map(PATHS | THRESHOLDED)
+    table["cell"] = table["world"] + ", " + table["classifier"]
+    long = table.melt(["cell", "method", "confidence"], ["hoyer", "on_mask"], "metric", "value")
+    long["metric"] = long["metric"].map({"hoyer": "Hoyer sparsity", "on_mask": "change on the object"})
+    plot = sns.relplot(
+        long, x="confidence", y="value", hue="method", col="cell", row="metric", kind="line", marker="o",
+        height=2.6, aspect=1.35, facet_kws={"sharey": "row"},
+    )  # fmt: skip
+    plot.set(xlim=(-0.02, 1.02), ylim=(0, 1))
+    plot.set_titles("{col_name}: {row_name}")
+    plot.set_axis_labels("own confidence in the target, mean", "mean over pairs and seeds")
+    return plot.figure
+
+
 def verdicts(tests: pd.DataFrame) -> plt.Figure:
     """Every test's difference with its interval on its own scale, coloured by what it decided."""
     shown = tests[
         tests["verdict"].isin(["supported", "contradicted", "inconclusive"]) & (tests["seeds"].fillna("") != "")
     ]
+    if shown.empty:
+        figure, axis = plt.subplots(figsize=(8, 1))
+        axis.set_axis_off()
+        axis.text(0, 0.5, "no test has rows: no classifier relies on the class factor (reliance < .8)")
+        return figure
     colours = {"supported": "C2", "contradicted": "C3", "inconclusive": "C7"}
-    figure, axes = plt.subplots(len(shown), 1, figsize=(8, 0.62 * len(shown) + 0.6), squeeze=False)
+    figure, axes = plt.subplots(len(shown), 1, figsize=(8, 0.5 * len(shown) + 0.6), squeeze=False)
     for axis, (_, test) in zip(axes[:, 0], shown.iterrows(), strict=True):
         axis.errorbar(
             test["mean"], 0, xerr=[[test["mean"] - test["low"]], [test["high"] - test["mean"]]], fmt="o", capsize=3,
             color=colours[test["verdict"]],
         )  # fmt: skip
         axis.axvline(0, color="0.3", lw=0.8)
+        for line in {-test["line"], test["line"]} if test["kind"] == "parity" else {test["line"]}:
+            axis.axvline(line, color="0.3", lw=0.8, ls="--")
         axis.set(yticks=[0], yticklabels=[f"{test['claim']} {test['test']} ({test['role']})"], ylim=(-1, 1))
         axis.annotate(
             f"{test['verdict']}, n = {test['n']}", (1.01, 0.5), xycoords="axes fraction", va="center", fontsize=8
         )
         axis.tick_params(axis="x", labelsize=7)
-    figure.subplots_adjust(hspace=1.1)
-    figure.suptitle("Tests: mean and 95 % interval (a − b; share of falling steps for C9)", fontsize=9)
+    height = figure.get_figheight()
+    figure.subplots_adjust(hspace=1.5, top=1 - 0.45 / height, bottom=0.3 / height)
+    figure.suptitle("Tests: mean and 95 % interval (a − b; for C9 the share of falling steps)", fontsize=9, y=1)
     return figure
 
 
@@ -175,6 +203,7 @@ def main() -> None:
         "grid-plain": (grid(read_shard(args.plain), args.data), [args.plain]),
         "optimisers": (optimisers(robust), args.robust),
         "sparsity": (sparsity(pd.read_csv(args.methods)), [args.methods]),
+        "sparsity-confidence": (sparsity_confidence(pd.read_parquet(args.rows)), [args.rows]),
         "radius": (radius(pd.read_parquet(args.rows)), [args.rows]),
         "verdicts": (verdicts(pd.read_csv(args.tests)), [args.tests]),
     }

@@ -48,12 +48,19 @@ def main() -> None:
     panel = Panel.load({name: Path(path) for name, path in (item.split("=", 1) for item in args.panel)})
     splits = {path.stem: pd.read_parquet(path) for path in args.splits}
     rows, gates = [], []
-    with Progress("measure", total=len(args.shards), unit="shards") as progress:
+    with Progress("measure", total=2 * len(args.shards), unit="shards") as progress:
         for path in args.shards:
             shard = read_shard(path)
-            gate = oracle_gate(shard, panel, datasets.load(shard.world, splits[shard.world], "pairs", args.data))
-            rows.append(measure_shard(shard, panel.only(set(gate["judge"][gate["passes"]])), args.data))
-            gates.append(gate)
+            pairs = datasets.load(shard.world, splits[shard.world], "pairs", args.data)
+            gates.append(oracle_gate(shard, panel, pairs))
+            progress.advance()
+        # one panel per world: cells that are compared need the same judges
+        passes = pd.concat(gates).groupby(["world", "judge"])["passes"].all()
+        for path in args.shards:
+            shard = read_shard(path)
+            rows.append(
+                measure_shard(shard, panel.only(set(passes[shard.world][passes[shard.world]].index)), args.data)
+            )
             progress.advance()
     with atomic_path(args.cost) as temporary:
         cost_table(args.shards).to_parquet(temporary, index=False)

@@ -2,7 +2,7 @@
 SVCE = config["svce"]
 SVCE_SHARDS = {f"{shard['world']}/{shard['classifier']}": shard for shard in SVCE["shards"]}
 SVCE_BATCHES = [f"{WORK}/svce/batches/{name}-{seed}.safetensors" for name in SVCE_SHARDS for seed in config["seeds"]]
-SVCE_FIGURES = ["grid", "grid-plain", "optimisers", "sparsity", "radius", "verdicts"]
+SVCE_FIGURES = ["grid", "grid-plain", "optimisers", "sparsity", "sparsity-confidence", "radius", "verdicts"]
 FIGURES_OF["svce"] = [f"{FIGURES}/svce/{name}.png" for name in [*SVCE_FIGURES, "photos"]]
 
 

@@ -86,7 +86,8 @@ def test_l1_projection_satisfies_the_kkt_conditions(seed, d, log_radius, dtype, 
             continue
         assert delta[i].abs().sum() >= epsilon[i] - tol * scale
         gamma = torch.where(y[i] > 0, 1 - x0[i], x0[i])
-        at_wall = delta[i].abs() >= gamma * (1 - tol)
+        # λ is as coarse as |y|, and the walls give way when the sum is scaled back to ε
+        at_wall = delta[i].abs() >= gamma * (1 - tol * max(1.0, scale / float(epsilon[i])))
         inner = (delta[i].abs() > 0) & ~at_wall
         multiplier = (y[i].abs() - delta[i].abs())[inner]
         outer_low = (y[i].abs() - gamma)[at_wall & (gamma > 0)]
@@ -185,7 +186,7 @@ def l1_transcription(x0, objective, epsilon, z, K):
         step = g.sign() * (g.abs() >= smallest)
         x = x0 + project_l1(x - x0 + eta * step / step.abs().sum(), x0, radius)
         L, g = objective(x, row)
-        if L > best[1]:
+        if best[1] < L:
             best = (x, L, g)
         if (i + 1) % window == 0:
             now = int((best[0] != x0).sum())
@@ -242,6 +243,23 @@ def test_multi_radius_starts_wide_and_narrows():
     assert [max(stage) for stage in stages] == pytest.approx([3, 2, 1], rel=1e-4)
     with pytest.raises(VceError):
         apgd_l1(x0, objective, 1.0, z, 2, multi_radius=True)
+
+
+def test_wide_stages_cannot_finish_a_sample_and_remember_who_diverged():
+    x0, centre, z = batch(n=3, seed=3)
+    objective, calls = quadratic(centre), 0
+
+    def breaks_early(x, rows):
+        nonlocal calls
+        calls += 1
+        L, g = objective(x, rows)
+        L[(rows == 1) & (calls == 3)] = torch.nan
+        return L, g
+
+    answer = apgd_l1(x0, breaks_early, 1.0, z, 49, multi_radius=True, stop_at=-1e9)
+    assert answer.diverged.tolist() == [False, True, False]
+    assert answer.steps.tolist() == [31, 19, 31]  # 15 + 15 passes at 3ε and 2ε, then the first one at ε
+    assert ((answer.x - x0).abs().flatten(1).sum(1) <= 1 + 1e-5).all()
 
 
 def test_apgd_l2_stays_in_its_set_per_row():
