@@ -85,13 +85,14 @@ def main() -> None:
     parser.add_argument("--level", type=float, required=True, help="the confidence at which methods are matched")
     parser.add_argument("--out", type=Path, required=True, help="folder of claims.json and tables/")
     args = parser.parse_args()
-    claims, rows = load_claims(args.claims), relied_on(pd.read_parquet(args.rows), pd.read_csv(args.gate))
+    claims, everything = load_claims(args.claims), pd.read_parquet(args.rows)
+    rows = relied_on(everything, pd.read_csv(args.gate))
     verdicts, outcomes = judge(claims, rows, pd.read_parquet(args.exactness))
     tables = {
         "tests": pd.DataFrame([outcome.model_dump() for outcome in outcomes]),
         "methods": method_table(rows, args.level),
-        "strengths": strength_table(rows),
-        "statuses": status_table(rows),
+        "strengths": strength_table(everything),
+        "statuses": status_table(everything),
     }
     for name, table in tables.items():
         write_atomic(args.out / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
@@ -100,8 +101,8 @@ def main() -> None:
         "recipe": recipe_hash(args.protocol),
         "rules": rules_hash(claims),
         "rows": sha256(args.rows),
-        "pairs": int(rows["image"].nunique()),
-        "seeds": int(rows["seed"].nunique()),
+        "pairs": int(everything["image"].nunique()),
+        "seeds": int(everything["seed"].nunique()),
     }
     report = {"protocol": protocol, "claims": verdicts}
     write_atomic(args.out / "claims.json", json.dumps(report, indent=1, sort_keys=True, ensure_ascii=False))
