@@ -15,7 +15,9 @@ from common.data import datasets
 
 @pytest.fixture(scope="module")
 def pairs():
-    table = datasets.draw_splits("scenes", {**dict.fromkeys(datasets.SPLITS, 0), "oracles": 150, "pairs": 40}, 0, Path())
+    table = datasets.draw_splits(
+        "scenes", {**dict.fromkeys(datasets.SPLITS, 0), "oracles": 150, "pairs": 40}, 0, Path()
+    )
     return [datasets.load("scenes", table, split, Path()) for split in ("oracles", "pairs")]
 
 

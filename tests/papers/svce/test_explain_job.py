@@ -20,6 +20,7 @@ from common.classifiers.training import Recipe
 from common.data import datasets
 from common.errors import VceError
 from common.explain import Streams
+from common.figures import plt, save_figure, style
 from common.results import COLUMNS, KEY
 from papers.svce import exactness, figures, measure
 from papers.svce import explain as job
@@ -34,7 +35,7 @@ CELLS = [
     {"optimiser": "apgd", "p": 1, "iterations": 75, "radii": [4.0, 20.0]},
 ]
 RECIPE = {
-    "n_pairs": 4,
+    "n_pairs": 3,
     "cells": CELLS,
     "traced": ["afw-b/l1.5/k75", "apgd/l2/k75"],
     "thresholded": {"dense": "apgd/l2/k75", "sparse": "afw-b/l1.5/k75"},
@@ -106,7 +107,7 @@ def test_rows_are_complete(runs):
     paths = {"random": 2, "identity": 1, "class-mean": 8, "nearest-real": 8, "twin": 8, "apgd/l2/k75/thresholded": 2}
     paths |= {"afw-b/l1.5/k75": 2, "apgd/l2/k75": 2, "apgd/l1/k75": 2}
     sizes = rows.groupby(["classifier", "method"]).size().unstack("classifier")
-    assert sizes.index.tolist() == sorted(paths) and all((sizes.loc[m] == 4 * s).all() for m, s in paths.items())
+    assert sizes.index.tolist() == sorted(paths) and all((sizes.loc[m] == 3 * s).all() for m, s in paths.items())
     assert rows["confidence"].between(0, 1).all() and np.isfinite(rows["log_confidence"]).all()
     searched = rows[rows["method"].str.endswith("k75")]
     assert (searched["forward"] == 76).all() and (searched["backward"] == 76).all()
@@ -115,7 +116,7 @@ def test_rows_are_complete(runs):
         assert (cell[norm] <= cell["strength"] * (1 + 1e-4)).all()
     identity, twin = rows[rows["method"] == "identity"], rows[(rows["method"] == "twin") & (rows["strength"] == 1)]
     assert (identity["twin_error"] == 1).all() and identity["on_mask"].isna().all() and (identity["l2"] == 0).all()
-    assert (twin["twin_error"] < 1e-3).all() and (twin["on_mask"] > 0.999).all()
+    assert (twin["twin_error"] < 1e-3).all() and (twin["on_mask"] > 0.9).all()  # edge pixels count by their cover
     cut, sparse = (rows[rows["method"] == m] for m in ("apgd/l2/k75/thresholded", "afw-b/l1.5/k75"))
     key = ["classifier", "image"]
     for rank in range(2):
@@ -128,26 +129,37 @@ def test_every_claim_has_a_verdict_and_none_beyond_screening(runs):
     claims = report["claims"]
     assert claims["C1"]["verdict"] == "supported" and claims["C3"]["verdict"] == "not tested"
     assert all(claim["verdict"] != "supported" for name, claim in claims.items() if name != "C1")
-    assert report["protocol"]["pairs"] == 4 and report["protocol"]["seeds"] == 1
+    assert report["protocol"]["pairs"] == 3 and report["protocol"]["seeds"] == 1
 
 
 def test_traces_never_fall_and_end_at_the_best(runs):
     shard = read_shard(runs[0] / "scenes" / "l2at-0.safetensors")
     for method, trace in shard.traces.items():
-        assert trace.shape == (4, 2, 76) and (trace.diff(dim=2) >= 0).all()
+        assert trace.shape == (3, 2, 76) and (trace.diff(dim=2) >= 0).all()
         assert torch.allclose(trace[..., -1], shard.batches[method].log_confidence, atol=1e-4)
 
 
-def test_figures_are_drawn_and_repeat(runs, home, monkeypatch):
+def test_figures_are_drawn(runs, monkeypatch):
     out = runs[0]
     shard, plain = (out / "scenes" / f"{kind}-0.safetensors" for kind in ("l2at", "standard"))
-    for name in ("figures", "again"):
-        run(monkeypatch, figures, "--robust", shard, "--plain", plain, "--rows", out / "rows.parquet", "--methods",
-            out / "tables" / "methods.csv", "--tests", out / "tables" / "tests.csv", "--out", out / name)  # fmt: skip
-    drawn = sorted(path.name for path in (out / "figures").iterdir())
-    assert {"grid.png", "grid.svg", "optimisers.png", "sparsity.svg", "verdicts.png", "radius.png"} <= set(drawn)
-    for name in drawn:
-        assert (out / "figures" / name).read_bytes() == (out / "again" / name).read_bytes(), name
+    run(monkeypatch, figures, "--robust", shard, "--plain", plain, "--rows", out / "rows.parquet", "--methods",
+        out / "tables" / "methods.csv", "--tests", out / "tables" / "tests.csv", "--out", out / "figures")  # fmt: skip
+    drawn = {path.name for path in (out / "figures").iterdir()}
+    names = ("grid", "grid-plain", "optimisers", "sparsity", "radius", "verdicts")
+    assert {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")} <= drawn
+    text = (out / "figures" / "radius.svg").read_text()
+    assert '"rule": "svce_figures"' in text.replace("&quot;", '"') and "<dc:date>" not in text
+
+
+def test_a_figure_has_the_same_bytes_twice(tmp_path):
+    style()
+    for name in ("a", "b"):
+        figure, axis = plt.subplots()
+        axis.plot([0, 1], [1, 0], label="x")
+        axis.legend()
+        save_figure(figure, tmp_path / f"{name}.png", {"rule": "r"})
+    for suffix in (".png", ".svg"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
 @pytest.fixture(scope="module")
