@@ -58,9 +58,8 @@ def main() -> None:
         passes = pd.concat(gates).groupby(["world", "judge"])["passes"].all()
         for path in args.shards:
             shard = read_shard(path)
-            rows.append(
-                measure_shard(shard, panel.only(set(passes[shard.world][passes[shard.world]].index)), args.data)
-            )
+            judges = passes[shard.world]
+            rows.append(measure_shard(shard, panel.only(set(judges[judges].index)), args.data))
             progress.advance()
     with atomic_path(args.cost) as temporary:
         cost_table(args.shards).to_parquet(temporary, index=False)

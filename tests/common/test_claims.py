@@ -293,6 +293,12 @@ def test_a_run_with_uncommitted_rules_is_refused(repository):
         require_older_rules(reference(), path, root)
 
 
+def test_rows_judged_by_other_rules_are_refused(repository):
+    root, path, reference, _ = repository
+    with pytest.raises(VceError, match="younger than the rows"):
+        require_older_rules(reference(rules="0" * 16), path, root)
+
+
 def test_an_unknown_commit_is_refused(repository):
     root, path, reference, _ = repository
     with pytest.raises(VceError, match=r"reference\.json: its run's commit 0123"):

@@ -63,6 +63,20 @@ def test_diverging_training_is_reported(blobs, learning_rate):
         train(model, *blobs, Recipe("none", 2, learning_rate=learning_rate, batch_size=48), 0)
 
 
+def test_an_infinite_loss_is_reported_too(blobs):
+    class Overflows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor([3e38, -3e38, -3e38]))
+
+        def forward(self, x):
+            return self.logits.expand(len(x), -1)
+
+    recipe = Recipe("none", 1, batch_size=N)
+    with pytest.raises(VceError, match="not finite"):
+        train(Overflows(), *blobs, recipe, 0)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_the_adversary_stays_in_ball_and_box_and_hurts(blobs, steps):
     model, (x, y) = fitted(blobs)[0], blobs

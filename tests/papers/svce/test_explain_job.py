@@ -72,7 +72,8 @@ def chain(monkeypatch, home, out):
     for kind in ("l2at", "standard"):
         shards.append(out / "scenes" / f"{kind}-0.safetensors")
         run(monkeypatch, job, "--world", "scenes", "--splits", home / "scenes.parquet", "--kind", kind, "--seed", 0,
-            "--checkpoint", home / f"{kind}-0.safetensors", "--recipe", json.dumps(RECIPE), "--out", shards[-1])  # fmt: skip
+            "--checkpoint", home / f"{kind}-0.safetensors", "--recipe", json.dumps(RECIPE),
+            "--out", shards[-1])  # fmt: skip
     panel = [f"{name}={home}/oracles/scenes-{name}.safetensors" for name in ("augmented", "svm", "l2at")]
     run(monkeypatch, measure, "--shards", *shards, "--splits", home / "scenes.parquet", "--panel", *panel,
         "--out", out / "rows.parquet", "--gate", out / "gate.csv", "--cost", out / "cost.parquet")  # fmt: skip

@@ -1,0 +1,45 @@
+"""The committed results: rules older than their rows, one protocol, a README that says what the reference says."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.claims import load_claims, require_older_rules
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCES = sorted((ROOT / "reference").glob("*/*.json"))
+sys.path.insert(0, str(ROOT / "scripts"))
+
+
+def test_there_is_a_reference():
+    assert REFERENCES
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_rules_are_older_than_the_rows_they_judge(reference):
+    require_older_rules(reference, ROOT / "papers" / reference.stem / "claims.yaml", ROOT)
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_claim_has_a_verdict_and_no_lists(reference):
+    report = json.loads(reference.read_text())
+    claims = load_claims(ROOT / "papers" / reference.stem / "claims.yaml").claims
+    assert report["claims"].keys() == claims.keys()
+    assert report["protocol"]["scale"] == reference.parent.name
+    values = [*report["protocol"].values(), *(value for claim in report["claims"].values() for value in claim.values())]
+    assert not any(isinstance(value, list | dict) for value in values)
+    for name, claim in report["claims"].items():
+        assert (claim["statement"], claim["where"], claim["paper"]) == (
+            claims[name].statement,
+            claims[name].where,
+            claims[name].paper_value,
+        )
+
+
+def test_readme_says_what_the_reference_says():
+    from verdict_table import with_verdicts
+
+    readme = (ROOT / "README.md").read_text()
+    assert readme == with_verdicts(readme)
