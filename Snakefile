@@ -5,17 +5,23 @@ from pathlib import Path
 
 from common.digest import digest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # two single-threaded jobs beat one with two threads
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # two single-threaded jobs beat one with two threads
 
 scale = config.get("scale", "cpu")
 if not Path(f"config/{scale}.yaml").is_file():
-    sys.exit(f"error: there is no scale {scale!r}; choose one of {', '.join(p.stem for p in Path('config').glob('*.yaml'))}")
+    sys.exit(
+        f"error: there is no scale {scale!r}; choose one of {', '.join(p.stem for p in Path('config').glob('*.yaml'))}"
+    )
 
 
 configfile: f"config/{scale}.yaml"
 
 
-WORK, RESULTS, FIGURES, LOGS = (f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs"))
+WORK, RESULTS, FIGURES, LOGS = (
+    f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs")
+)
 PAPERS = ["svce"]
 
 
@@ -49,4 +55,6 @@ onsuccess:
         verdicts = Path(RESULTS, paper, "claims.json")
         if verdicts.is_file():
             for name, claim in json.loads(verdicts.read_text())["claims"].items():
-                print(f"{paper} {name:>3}  {claim['verdict']:<13} {claim['statement']}")
+                print(
+                    f"{paper} {name:>3}  {claim['verdict']:<13} {claim['statement']}"
+                )

@@ -158,7 +158,7 @@ class Climb:
     ):
         n, device = len(x0), x0.device
         self.x0, self.value_and_grad, self.stop_at, self.callback, self.i = x0, value_and_grad, stop_at, callback, first
-        self._active = ActiveSet(n)
+        self._active = ActiveSet(n, device)
         self._out = Ascent(
             x0.clone(),
             x0.new_full((n,), -math.inf),

@@ -8,6 +8,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from common.errors import VceError
 from common.matching import At, read, select
 from common.results import COLUMNS
-from common.statistics import Estimate, paired_bootstrap
+from common.statistics import Estimate, paired_bootstrap, wilson
 
 MIN_PAIRS = 100
 MIN_SEEDS = 3
@@ -35,8 +36,8 @@ class Test(_Strict):
     """One decision rule.
 
     difference: mean of metric(a) − metric(b) > 0 · parity: that mean within ± margin · share_below: the mean of
-    metric(a) < bound · max_below: the largest metric(a) ≤ bound · rises: along the path of a, the share of adjacent
-    strengths at which the metric falls by more than 0.001 is < bound.
+    metric(a), a share, < bound · max_below: the largest metric(a) ≤ bound · rises: along the path of a, the share of
+    adjacent strengths at which the metric falls by more than 0.001 is < bound.
     """
 
     name: str
@@ -159,7 +160,11 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
         verdict = "supported" if worst <= test.bound else "contradicted"
         found = {"mean": worst, "low": float(values.min()), "high": worst, "n": len(values)}
         return Outcome(**base, **found, seeds="", share=float(worst <= test.bound), verdict=verdict)
-    estimate = _estimate(test, rows, test.metric, test.at)
+    estimate = paired_bootstrap(_values(test, rows, test.metric, test.at))
+    if test.kind in ("share_below", "rises"):
+        # a share near 0 has a bootstrap interval of width 0; Wilson's, with images as trials, has not
+        low, high = wilson(estimate.mean * estimate.n, estimate.n)
+        estimate = replace(estimate, low=low, high=high)
     if not estimate.n:
         return Outcome(**base, **nothing, verdict="not tested", reason=f"no {test.metric} at {test.at}")
     directions = [_direction(test, mean) for mean in _specifications(test, rows)]
@@ -202,10 +207,6 @@ def _falls(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     )
 
 
-def _estimate(test: Test, rows: pd.DataFrame, metric: str, at: At) -> Estimate:
-    return paired_bootstrap(_values(test, rows, metric, at))
-
-
 def _specifications(test: Test, rows: pd.DataFrame) -> Iterator[float]:
     """The mean of every seed under every recorded choice of metric and match."""
     for metric, at in product((test.metric, *test.also_metric), (test.at, *test.also_at)):
@@ -221,11 +222,12 @@ def _direction(test: Test, mean: float) -> bool:
 def _decide(test: Test, estimate: Estimate) -> Verdict:
     low, high = estimate.low, estimate.high
     if test.kind == "difference":
-        holds, fails = low > 0 and all(mean > 0 for mean in estimate.by_seed), high < 0
+        holds, fails = low > 0, high < 0
     elif test.kind == "parity":
         holds, fails = -test.margin < low and high < test.margin, low > test.margin or high < -test.margin
     else:
         holds, fails = high < test.bound, low > test.bound
+    holds = holds and all(_direction(test, mean) for mean in estimate.by_seed)
     return "supported" if holds else "contradicted" if fails else "inconclusive"
 
 
@@ -237,10 +239,12 @@ def _summary(claim: Claim, outcomes: list[Outcome]) -> dict:
     screening = any(_is_screening(o) for o in primary)
     if found == {"supported"}:
         verdict = "partly" if screening or failed else "supported"
+    elif "contradicted" in found:
+        verdict = "contradicted"
     elif "supported" in found:
         verdict = "partly"
     else:
-        verdict = next(v for v in ("contradicted", "inconclusive", "not tested") if v in found)
+        verdict = "inconclusive" if "inconclusive" in found else "not tested"
     notes = [f"{o.test}: {o.verdict}" + (f" ({o.reason})" if o.reason else "") for o in failed]
     if screening:
         notes.append(f"screening size (fewer than {MIN_PAIRS} pairs or {MIN_SEEDS} seeds): at most partly")
@@ -270,7 +274,7 @@ def _describe(test: Test) -> str:
     if test.kind == "max_below":
         return f"largest {subject} ≤ {test.bound:g}"
     if test.kind == "rises":
-        return f"{subject} falls at fewer than {test.bound:.0%} of the steps along the path"
+        return f"{subject} falls by more than 0.001 at under {test.bound:.0%} of the steps along the path"
     if test.kind == "share_below":
         return f"{subject} at {test.at} < {test.bound:g}"
     relation = f"within ±{test.margin:g} of" if test.kind == "parity" else "greater than"

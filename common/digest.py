@@ -9,7 +9,8 @@ import functools
 import hashlib
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.files import ROOT
+
 PACKAGES = ("common", "papers", "comparison")
 
 

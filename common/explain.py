@@ -136,8 +136,8 @@ class ActiveSet:
     checkpoints, not at every step.
     """
 
-    def __init__(self, n: int):
-        self.rows = torch.arange(n)
+    def __init__(self, n: int, device: torch.device | str = "cpu"):
+        self.rows = torch.arange(n, device=device)
 
     def compact(self, finished: Tensor) -> Tensor | None:
         """Positions of the working batch to keep, or None when it stays as it is.

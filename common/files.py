@@ -3,11 +3,14 @@
 import errno
 import hashlib
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import VceError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
@@ -36,6 +39,15 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
     """Write `content` to `path` whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def commit(root: Path = ROOT) -> str:
+    """The commit of the checkout at `root`, `-dirty` behind it where tracked files differ; `unknown` without git."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def sha256(path: Path | str) -> str:

@@ -64,6 +64,11 @@ def reached(rows: pd.DataFrame, level: float) -> float:
     return float((rows.groupby(["seed", "image"])["confidence"].max() >= level).mean())
 
 
+def start_above(rows: pd.DataFrame, level: float) -> float:
+    """Share of paths whose first image already has confidence `level` or more."""
+    return float((rows.sort_values("strength").groupby(["seed", "image"])["confidence"].first() >= level).mean())
+
+
 def _at_confidence(confidence: np.ndarray, values: np.ndarray, level: float) -> float:
     above = np.flatnonzero(confidence >= level)
     if not len(above):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.batches import Shard
-from common.classifiers.oracles import Panel, majority
+from common.classifiers.oracles import JUDGES, Panel, majority
 from common.data import datasets
 from common.explain import CounterfactualBatch
 from common.metrics import ground_truth, perturbation
@@ -58,6 +58,7 @@ def _metrics(
         "mask_area": missing if originals.masks is None else originals.masks.flatten(1).mean(1),
         "oracle_valid": majority(votes, target).float(),
         "oracle_share": agree,
+        **{f"oracle_{judge}": (votes[judge] == target).float() if judge in votes else missing for judge in JUDGES},
         "twin_error": missing if twin is None else ground_truth.twin_error(images, x, twin),
         "factor_progress": missing if twin is None else ground_truth.factor_progress(images, x, twin),
         "steps": batch.steps[:, j],

@@ -23,12 +23,12 @@ rule fetch:
 rule splits:
     output:
         f"{WORK}/common/splits/{{world}}.parquet",
+    log:
+        f"{LOGS}/common/splits/{{world}}.log",
     params:
         src=digest("common.data.split"),
         sizes=json.dumps(config["splits"]),
         seed=config["split_seed"],
-    log:
-        f"{LOGS}/common/splits/{{world}}.log",
     shell:
         "python -m common.data.split --world {wildcards.world} --sizes {params.sizes:q} --seed {params.seed}"
         " --out {output} 2> >(tee {log} >&2)"
@@ -39,11 +39,11 @@ rule classifier:
         splits=rules.splits.output,
     output:
         f"{WORK}/common/classifiers/{{world}}/{{kind}}-{{seed}}.safetensors",
+    log:
+        f"{LOGS}/common/classifiers/{{world}}/{{kind}}-{{seed}}.log",
     params:
         src=digest("common.classifiers.train"),
         recipe=lambda wildcards: json.dumps(config["classifiers"][wildcards.kind]),
-    log:
-        f"{LOGS}/common/classifiers/{{world}}/{{kind}}-{{seed}}.log",
     shell:
         "python -m common.classifiers.train classifier --world {wildcards.world} --splits {input.splits}"
         " --recipe {params.recipe:q} --seed {wildcards.seed} --out {output} 2> >(tee {log} >&2)"
@@ -56,12 +56,12 @@ rule oracles:
         augmented=f"{WORK}/common/oracles/{{world}}-augmented.safetensors",
         svm=f"{WORK}/common/oracles/{{world}}-svm.safetensors",
         l2at=f"{WORK}/common/oracles/{{world}}-l2at.safetensors",
+    log:
+        f"{LOGS}/common/oracles/{{world}}.log",
     params:
         src=digest("common.classifiers.train"),
         recipe=json.dumps(config["oracles"]),
         folder=f"{WORK}/common/oracles",
-    log:
-        f"{LOGS}/common/oracles/{{world}}.log",
     shell:
         "python -m common.classifiers.train oracles --world {wildcards.world} --splits {input.splits}"
         " --recipe {params.recipe:q} --out {params.folder} 2> >(tee {log} >&2)"

@@ -61,7 +61,7 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(successes: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson 95 % interval of a proportion."""
     if n == 0:
         return 0.0, 1.0

@@ -12,7 +12,7 @@ import pandas as pd
 from common.claims import judge, load_claims, rules_hash
 from common.errors import one_line_errors
 from common.files import sha256, write_atomic
-from common.matching import At, reached, read
+from common.matching import At, reached, read, start_above
 from common.results import recipe_hash
 from common.statistics import paired_bootstrap
 
@@ -21,7 +21,7 @@ TABLE_METRICS = (
     "l1", "l2", "distance", "hoyer", "gini", "pixel_share", "on_mask", "oracle_valid", "twin_error", "factor_progress",
 )  # fmt: skip
 WITH_INTERVAL = [f"{name}{end}" for name in ("honest", *TABLE_METRICS) for end in ("", "_low", "_high")]
-METHOD_COLUMNS = ["world", "classifier", "method", "reached", "n", "seeds", *WITH_INTERVAL]
+METHOD_COLUMNS = ["world", "classifier", "method", "reached", "start_above", "n", "seeds", *WITH_INTERVAL]
 
 
 def relied_on(rows: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
@@ -39,12 +39,14 @@ def relied_on(rows: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
 def method_table(rows: pd.DataFrame, level: float) -> pd.DataFrame:
     """Every method and anchor of every cell at matched confidence `level`: mean and 95 % interval of each metric.
 
-    `reached` is the share of paths that get there; the others count with their last image. `honest` is the share whose
+    `reached` is the share of paths that get there; the others count with their last image. `start_above` is the share
+    already there at its first image, which is what counts for them. `honest` is the share whose
     first success the oracle panel confirms (never reached counts as 0).
     """
     table = []
     for (world, classifier, method), cell in rows.groupby(["world", "classifier", "method"]):
         line = {"world": world, "classifier": classifier, "method": method, "reached": reached(cell, level)}
+        line["start_above"] = start_above(cell, level)
         honest = paired_bootstrap(read(cell, "oracle_valid", At(first_success=level)))
         line |= {"n": honest.n, "seeds": len(honest.by_seed), "honest": honest.mean}
         line |= {"honest_low": honest.low, "honest_high": honest.high}

@@ -19,10 +19,12 @@ def verdict_table(reference: Path) -> str:
         if claim["measured"] is not None:
             measured = f"{claim['measured']:.3g} [{claim['low']:.3g}, {claim['high']:.3g}], n = {claim['n']}"
         note = f"<br><sub>{claim['note']}</sub>" if claim["note"] else ""
-        lines.append(f"| {name} | {claim['statement']}{note} | **{claim['verdict']}** | {measured} | {claim['paper']} |")
+        lines.append(
+            f"| {name} | {claim['statement']}{note} | **{claim['verdict']}** | {measured} | {claim['paper']} |"
+        )
     head = [
-        f"**{reference.stem}**, {protocol['scale']} scale: {protocol['pairs']} pairs, {protocol['seeds']} training seeds, "
-        f"recipe `{protocol['recipe']}`",
+        f"**{reference.stem}**, {protocol['scale']} scale: {protocol['pairs']} pairs, {protocol['seeds']} training "
+        f"seeds, recipe `{protocol['recipe']}`",
         "",
         "| | claim | verdict | first test: mean [95 %] | the paper's value |",
         "|---|---|---|---|---|",

@@ -78,7 +78,8 @@ def stamp(house):
 
 
 def make(house, *arguments, **options):
-    return subprocess.run(["make", *arguments], cwd=house, capture_output=True, text=True, timeout=60, **options)
+    command = ["make", "--no-print-directory", *arguments]  # the tests themselves may run under make
+    return subprocess.run(command, cwd=house, capture_output=True, text=True, timeout=60, **options)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from common.classifiers.checkpoints import load_checkpoint
 
+JUDGES = ("augmented", "svm", "l2at", "twin")
+
 
 @dataclass(frozen=True)
 class Panel:

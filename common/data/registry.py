@@ -12,9 +12,8 @@ from pathlib import Path
 import yaml
 
 from common.errors import VceError
-from common.files import sha256, write_atomic
+from common.files import ROOT, sha256, write_atomic
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = re.compile(r"\w[\w.+-]*(?<!\.dvc)")
 PATTERNS = {
     "name": NAME,

@@ -23,7 +23,7 @@ from common.classifiers.training import accuracy
 from common.data import datasets
 from common.errors import VceError, one_line_errors
 from common.explain import CounterfactualBatch, Streams, finish, log_confidence
-from common.files import write_atomic
+from common.files import commit, write_atomic
 from common.metrics.perturbation import pixel_share
 from common.progress import Progress
 from papers.svce.lmo import oracle
@@ -139,14 +139,28 @@ def explain_anchors(
 
 
 def thresholded(
-    x: Tensor, target: Tensor, dense: CounterfactualBatch, sparse: CounterfactualBatch, classifier: nn.Module
+    x: Tensor,
+    target: Tensor,
+    dense: CounterfactualBatch,
+    sparse: CounterfactualBatch,
+    level: float,
+    classifier: nn.Module,
 ) -> CounterfactualBatch:
-    """The geometry control: each dense counterfactual keeps only as many pixels as the sparse one of the same rank on
-    its path visibly changes."""
-    count = torch.stack([pixel_share(sparse.images[:, j] - x) for j in range(len(sparse.strengths))], 1)
-    count = (count * x.shape[2] * x.shape[3]).round()
-    images = [anchors.threshold_to_count(x, dense.images[:, j], count[:, j]) for j in range(len(dense.strengths))]
-    return finish(x, torch.stack(images, 1), target, classifier=classifier, strengths=dense.strengths)
+    """The geometry control: the first dense counterfactual with own confidence ≥ `level` keeps only as many pixels as
+    the first such sparse one visibly changes.
+
+    One image per sample; a path that never gets there gives its last image.
+    """
+    count = pixel_share(_first_success(sparse, level) - x) * x.shape[2] * x.shape[3]
+    cut = anchors.threshold_to_count(x, _first_success(dense, level), count.round())
+    return finish(x, cut[:, None], target, classifier=classifier, strengths=(level,))
+
+
+def _first_success(batch: CounterfactualBatch, level: float) -> Tensor:
+    """N×C×H×W: on each path the first image with p_f(target) ≥ `level`, else the last."""
+    above = batch.confidence >= level
+    first = torch.where(above.any(1), above.int().argmax(1), above.shape[1] - 1)
+    return batch.images[torch.arange(len(first)), first]
 
 
 def explain_shard(
@@ -196,7 +210,8 @@ def explain_shard(
         progress.advance()
     if recipe.get("thresholded"):
         dense, sparse = recipe["thresholded"]["dense"], recipe["thresholded"]["sparse"]
-        cut = thresholded(pairs.images, target, batches[dense], batches[sparse], classifier)
+        level = recipe["thresholded"]["level"]
+        cut = thresholded(pairs.images, target, batches[dense], batches[sparse], level, classifier)
         batches[f"{dense}/thresholded"] = cut
     reference = datasets.load(world, table, "systems", data)
     batches |= explain_anchors(pairs, target, reference, world, classifier, rng, recipe["random_radii"])
@@ -251,6 +266,7 @@ def main() -> None:
         )
     sample = datasets.load(args.world, table, "tuning", args.data, 64)
     cost = {
+        "commit": commit(),
         "seconds": seconds,
         "pass_seconds": model_pass_seconds(classifier, sample.images, sample.labels),
         "evaluations": {name: int(shard.batches[name].steps.sum()) for name in seconds},

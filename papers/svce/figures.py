@@ -135,10 +135,10 @@ def radius(rows: pd.DataFrame) -> plt.Figure:
 
 def sparsity_confidence(rows: pd.DataFrame) -> plt.Figure:
     """Sparsity and place against own confidence along the path of radii, per method and classifier."""
-    chosen = rows[rows["method"].isin([*PATHS, *THRESHOLDED])]
+    chosen = rows[rows["method"].isin(PATHS)]
     cells = ["world", "classifier", "method", "strength"]
     table = chosen.groupby(cells, as_index=False)[["confidence", "hoyer", "on_mask"]].mean()
-    table["method"] = table["method"].map(PATHS | THRESHOLDED)
+    table["method"] = table["method"].map(PATHS)
     table["cell"] = table["world"] + ", " + table["classifier"]
     long = table.melt(["cell", "method", "confidence"], ["hoyer", "on_mask"], "metric", "value")
     long["metric"] = long["metric"].map({"hoyer": "Hoyer sparsity", "on_mask": "change on the object"})

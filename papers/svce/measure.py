@@ -21,7 +21,7 @@ from common.results import write_rows
 
 def cost_table(shards: list[Path]) -> pd.DataFrame:
     """One row per shard and method: seconds, gradient evaluations, and overhead = seconds ÷ (evaluations × the model's
-    own pass)."""
+    own pass), and the commit that made it."""
     rows = []
     for path in shards:
         cost = json.loads(path.with_suffix(".cost.json").read_text())
@@ -30,7 +30,7 @@ def cost_table(shards: list[Path]) -> pd.DataFrame:
             own = evaluations * cost["pass_seconds"]
             facts = {"shard": f"{path.parent.name}/{path.stem}", "method": method, "evaluations": evaluations}
             passes = {"pass_seconds": cost["pass_seconds"], "overhead": seconds / own}
-            rows.append({**facts, "seconds": seconds, **passes})
+            rows.append({**facts, "seconds": seconds, **passes, "commit": cost["commit"]})
     return pd.DataFrame(rows)
 
 

@@ -88,8 +88,12 @@ def test_a_control_alone_supports_nothing():
     assert verdict(rows(0.5, 0.0), {"a": B, "b": A}, {"role": "control"})[0] == "contradicted"
 
 
-def test_one_of_two_primary_tests_is_partly():
-    assert verdict(rows(0.5, 0.0), {}, {"a": B, "b": A})[0] == "partly"
+def test_a_contradicted_primary_test_contradicts_the_claim():
+    assert verdict(rows(0.5, 0.0), {}, {"a": B, "b": A})[0] == "contradicted"
+
+
+def test_an_inconclusive_primary_test_leaves_partly():
+    assert verdict(rows(0.5, 0.0), {}, {"b": A})[0] == "partly"
 
 
 @pytest.mark.parametrize(("images", "seeds"), [(99, 3), (100, 2), (20, 1)])
@@ -165,7 +169,7 @@ def ladder(falling):
     return pd.concat(frames).sample(frac=1, random_state=0)
 
 
-@pytest.mark.parametrize(("falling", "expected"), [(0.0, "supported"), (0.04, "supported"), (0.6, "contradicted")])
+@pytest.mark.parametrize(("falling", "expected"), [(0.0, "supported"), (0.04, "inconclusive"), (0.6, "contradicted")])
 def test_rises(falling, expected):
     test = {"kind": "rises", "b": None, "at": None, "bound": 0.05}
     found, summary, _ = verdict(ladder(falling), test)

@@ -38,7 +38,7 @@ RECIPE = {
     "n_pairs": 3,
     "cells": CELLS,
     "traced": ["afw-b/l1.5/k75", "apgd/l2/k75"],
-    "thresholded": {"dense": "apgd/l2/k75", "sparse": "afw-b/l1.5/k75"},
+    "thresholded": {"dense": "apgd/l2/k75", "sparse": "afw-b/l1.5/k75", "level": 0.9},
     "random_radii": [0.4, 1.5],
 }
 BRIEF = {"epochs": 3, "batch_size": 32}
@@ -105,7 +105,7 @@ def test_the_same_commands_give_the_same_bytes(runs):
 def test_rows_are_complete(runs):
     rows = pd.read_parquet(runs[0] / "rows.parquet")
     assert list(rows.columns) == list(COLUMNS) and not rows.duplicated(KEY).any()
-    paths = {"random": 2, "identity": 1, "class-mean": 8, "nearest-real": 8, "twin": 8, "apgd/l2/k75/thresholded": 2}
+    paths = {"random": 2, "identity": 1, "class-mean": 8, "nearest-real": 8, "twin": 8, "apgd/l2/k75/thresholded": 1}
     paths |= {"afw-b/l1.5/k75": 2, "apgd/l2/k75": 2, "apgd/l1/k75": 2}
     sizes = rows.groupby(["classifier", "method"]).size().unstack("classifier")
     assert sizes.index.tolist() == sorted(paths) and all((sizes.loc[m] == 3 * s).all() for m, s in paths.items())
