@@ -51,12 +51,14 @@ def read(rows: pd.DataFrame, metric: str, at: At) -> pd.DataFrame:
         mean = rows.groupby(["seed", "image"], as_index=False)[metric].mean()
         return _matrix(mean, mean[metric])
     ordered = rows.sort_values(["seed", "image", "strength"])
-    groups = ordered.groupby(["seed", "image"], sort=True)
+    first = ~ordered.duplicated(["seed", "image"]).to_numpy()
+    starts = np.flatnonzero(first)[1:]
     read_path = _at_confidence if at.confidence is not None else _at_first_success
     level = at.confidence if at.confidence is not None else at.first_success
-    keys = pd.DataFrame(list(groups.groups), columns=["seed", "image"])
-    values = [read_path(group["confidence"].to_numpy(), group[metric].to_numpy(float), level) for _, group in groups]
-    return _matrix(keys, pd.Series(values, dtype=float))
+    confidences = np.split(ordered["confidence"].to_numpy(), starts)
+    paths = np.split(ordered[metric].to_numpy(float), starts)
+    values = [read_path(confidence, path, level) for confidence, path in zip(confidences, paths, strict=True)]
+    return _matrix(ordered[first], pd.Series(values, dtype=float))
 
 
 def reached(rows: pd.DataFrame, level: float) -> float:

@@ -35,6 +35,7 @@ rule splits:
 
 
 rule classifier:
+    priority: 2
     input:
         splits=rules.splits.output,
     output:

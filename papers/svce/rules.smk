@@ -32,6 +32,7 @@ def svce_recipe(wildcards):
 
 
 rule svce_explain:
+    priority: 1
     input:
         splits=f"{WORK}/common/splits/{{world}}.parquet",
         checkpoint=rules.classifier.output,
