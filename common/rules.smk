@@ -35,13 +35,13 @@ rule splits:
 
 
 rule classifier:
-    priority: 2
     input:
         splits=rules.splits.output,
     output:
         f"{WORK}/common/classifiers/{{world}}/{{kind}}-{{seed}}.safetensors",
     log:
         f"{LOGS}/common/classifiers/{{world}}/{{kind}}-{{seed}}.log",
+    priority: 2
     params:
         src=digest("common.classifiers.train"),
         recipe=lambda wildcards: json.dumps(config["classifiers"][wildcards.kind]),

@@ -32,7 +32,6 @@ def svce_recipe(wildcards):
 
 
 rule svce_explain:
-    priority: 1
     input:
         splits=f"{WORK}/common/splits/{{world}}.parquet",
         checkpoint=rules.classifier.output,
@@ -41,6 +40,7 @@ rule svce_explain:
         f"{WORK}/svce/batches/{{world}}/{{kind}}-{{seed}}.cost.json",
     log:
         f"{LOGS}/svce/explain/{{world}}/{{kind}}-{{seed}}.log",
+    priority: 1
     params:
         src=digest("papers.svce.explain"),
         recipe=svce_recipe,
