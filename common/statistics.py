@@ -68,4 +68,7 @@ def wilson(successes: float, n: int, z: float = 1.959963984540054) -> tuple[floa
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    # the ends are exact at 0 and n, where rounding would leave a bound on the wrong side of the share
+    low = float(centre - half) if successes > 0 else 0.0
+    high = float(centre + half) if successes < n else 1.0
+    return low, high

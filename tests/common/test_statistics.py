@@ -118,3 +118,9 @@ def test_wilson_is_scipys(successes, n):
 
 def test_wilson_without_trials_knows_nothing():
     assert wilson(0, 0) == (0, 1)
+
+
+@pytest.mark.parametrize("n", [1, 7, 100, 12345])
+def test_wilson_is_exact_at_the_ends(n):
+    assert wilson(0, n)[0] == 0 and wilson(n, n)[1] == 1
+    assert 0 < wilson(0, n)[1] < 1 and 0 < wilson(n, n)[0] < 1
