@@ -147,11 +147,15 @@ def edited_modules(doors: Doors) -> None:
         file.write_text(text)
     before = doors.results()
     file = doors.folder / "common/verdicts.py"
-    file.write_text(file.read_text() + "\nUNUSED = 1\n")
+    text = file.read_text()
+    file.write_text(text + "\nUNUSED = 1\n")
     jobs = doors.jobs(doors.run("dvc", "repro"))
     opened("through DVC the edited module rebuilds too", jobs == ["svce_verdicts"], jobs)
+    file.write_text(text)  # the verdicts name the code that judged, so the same bits need the same code
     doors.make()
-    opened("rebuilt results have the same bits", before == doors.results())
+    after = doors.results()
+    changed = sorted(name for name in before | after if before.get(name) != after.get(name))
+    opened("results rebuilt from the same code have the same bits", not changed, changed)
 
 
 def main() -> None:
