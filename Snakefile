@@ -1,13 +1,14 @@
 # Rebuilds every figure, table and verdict: `snakemake all`, or `snakemake all --config scale=smoke` for a first look.
 import json
 import os
+import sys
 from pathlib import Path
 
 from common.digest import digest
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # two single-threaded jobs beat one with two threads
+# jobs run in the environment that runs snakemake, activated or not; two single-threaded jobs beat one with two threads
+os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 scale = config.get("scale", "cpu")
 if not Path(f"config/{scale}.yaml").is_file():

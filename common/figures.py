@@ -67,3 +67,8 @@ def picture(image: Tensor) -> np.ndarray:
 def difference_map(image: Tensor, original: Tensor) -> np.ndarray:
     """Σ_c |x′ − x| as H×W: a change of hue does not cancel as it would in a signed sum."""
     return (image - original).abs().sum(0).numpy()
+
+
+def with_maximum(change: np.ndarray) -> tuple[np.ndarray, str]:
+    """A difference map as a cell of `image_grid`; each is drawn on its own scale, so its title gives the maximum."""
+    return change, f"Σ|δ| up to {change.max():.2f}"

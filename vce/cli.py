@@ -30,9 +30,7 @@ def explain(
     ] = "imagenet/efficientnet-lite0",
     radius: Annotated[
         list[float] | None,
-        typer.Option(
-            help="Strength of the change, up to 8. Repeatable. svce: l1.5 radius, by default 50 75 100 at 224 px."
-        ),
+        typer.Option(help="Strength of the change; up to 8 values. svce: l1.5 radius, by default 50 75 100 at 224 px."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random streams.")] = 0,
     batch_size: Annotated[

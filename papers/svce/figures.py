@@ -15,7 +15,7 @@ import torch
 from common.batches import Shard, read_shard
 from common.data import datasets
 from common.errors import one_line_errors
-from common.figures import difference_map, image_grid, picture, save_figure, style
+from common.figures import difference_map, image_grid, picture, save_figure, style, with_maximum
 from common.files import sha256
 
 PATHS = {"apgd/l1/k75": "l1 (APGD)", "afw-b/l1.5/k75": "l1.5 (AFW)", "apgd/l2/k75": "l2 (APGD)"}
@@ -37,12 +37,12 @@ def grid(shard: Shard, data: Path, pairs_shown: int = 6, radii_shown: int = 3) -
         for j in columns:
             confidence = main.confidence[i, j].item()
             line.append((picture(main.images[i, j]), f"l1.5, ε = {main.strengths[j]:g}: p = {confidence:.2f}"))
-            line.append((difference_map(main.images[i, j], original), "Σ|δ|"))
+            line.append(with_maximum(difference_map(main.images[i, j], original)))
         for method in others:
             batch = shard.batches[method]
             image, confidence = batch.images[i, -1], batch.confidence[i, -1].item()
             title = f"{method.split('/')[1]}, ε = {batch.strengths[-1]:g}: p = {confidence:.2f}"
-            line += [(picture(image), title), (difference_map(image, original), "Σ|δ|")]
+            line += [(picture(image), title), with_maximum(difference_map(image, original))]
         rows.append(line)
         labels.append(f"→ {names[int(shard.target[i])]}")
     return image_grid(rows, labels, cell=1.55)
@@ -179,7 +179,9 @@ def verdicts(tests: pd.DataFrame) -> plt.Figure:
         axis.tick_params(axis="x", labelsize=7)
     height = figure.get_figheight()
     figure.subplots_adjust(hspace=1.5, top=1 - 0.45 / height, bottom=0.3 / height)
-    figure.suptitle("Tests: mean and 95 % interval (a − b; for C9 the share of falling steps)", fontsize=9, y=1)
+    figure.suptitle(
+        "Tests: mean and 95 % interval (a − b, or the share that must stay below the dashed line)", fontsize=9, y=1
+    )
     return figure
 
 

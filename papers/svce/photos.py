@@ -14,7 +14,7 @@ from common.classifiers.pretrained import load_classifier
 from common.data.images import load_image
 from common.errors import one_line_errors
 from common.explain import Streams
-from common.figures import difference_map, image_grid, picture, save_figure, style
+from common.figures import difference_map, image_grid, picture, save_figure, style, with_maximum
 from common.files import sha256
 from common.progress import Progress
 from papers.svce.explain import explain
@@ -59,7 +59,7 @@ def main() -> None:
                     line.append(
                         (picture(batch.images[i, j]), f"ε = {radius:g}: p = {batch.confidence[i, j].item():.2f}")
                     )
-                    line.append((difference_map(batch.images[i, j], image), "Σ|δ|"))
+                    line.append(with_maximum(difference_map(batch.images[i, j], image)))
                 rows.append(line)
                 labels.append(f"→ {names[wanted]}")
             progress.advance()
