@@ -23,7 +23,8 @@ from pathlib import Path
 import psutil
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.files import ROOT
+
 SCALE = "doors"
 
 

@@ -6,7 +6,8 @@ python scripts/verdict_table.py
 import json
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from common.files import ROOT
+
 START, END = "<!-- verdicts -->\n", "<!-- /verdicts -->"
 
 

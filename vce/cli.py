@@ -85,6 +85,9 @@ def plan(scale: Annotated[str, typer.Option(help="A file of config/, without its
     from vce.plan import plan as make_plan
 
     targets, fetched = make_plan(scale)
+    if not targets:
+        typer.echo(f"scale {scale}: nothing to do")
+        return
     table = Table(title=f"scale {scale}: still to do", title_justify="left")
     for column in ("target", "jobs", "passes", "estimated", "memory per job"):
         table.add_column(column, justify="left" if column == "target" else "right")

@@ -80,7 +80,8 @@ def find_class(classifier: Classifier, text: str) -> int:
         raise VceError(f"--target {text!r}: {len(matches)} classes match ({shown}{rest}); give the index")
     folded = {name.casefold(): name for name in names}
     close = [folded[name] for name in difflib.get_close_matches(wanted, folded, n=3, cutoff=0.5)]
-    fix = f"did you mean {' or '.join(close)}?" if close else f"give an index from 0 to {len(names) - 1}"
+    known = f"choose one of {', '.join(names)}" if len(names) <= 12 else f"give an index from 0 to {len(names) - 1}"
+    fix = f"did you mean {' or '.join(close)}?" if close else known
     raise VceError(f"--target {text!r}: {classifier.name} has no such class; {fix}")
 
 

@@ -65,18 +65,22 @@ def oracle(epsilon: float | Tensor, p: float) -> Callable[[Tensor, Tensor, Tenso
     return bound
 
 
-def _room(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sgn w, the room γ in its direction, and a = |w| / max |w|, with w = 0 where γ = 0 (§2.3 step 1)."""
+def _room(w: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """sgn w, the room γ in its direction, a = |w| / max |w|, and that maximum per row, finite only where w is.
+
+    w = 0 where γ = 0 (§2.3 step 1); and γ = 0 where a is 0 or underflows to it.
+    """
     sgn = w.sign()
     gamma = sgn.clamp_min(0).addcmul_(x, sgn, value=-1).clamp_min_(0)
     a = w.abs().mul_(gamma.sign())
     top = a.amax(1, keepdim=True)
-    return sgn, gamma, a.div_(top + (top == 0))
+    a.div_(top + (top == 0))
+    return sgn, gamma.mul_(a.sign()), a, top[:, 0]
 
 
 def _knapsack(w: Tensor, x: Tensor, epsilon: Tensor, p: float) -> Tensor:
     """p = 1: the largest |w_i| fill up to γ_i until Σs = ε; equal |w_i| at the threshold share what is left."""
-    sgn, gamma, a = _room(w, x)
+    sgn, gamma, a, top = _room(w, x)
     tau = top_threshold(a, gamma, epsilon)
     s = gamma * (a > tau)
     at_tau = gamma.mul_(a == tau)
@@ -84,12 +88,12 @@ def _knapsack(w: Tensor, x: Tensor, epsilon: Tensor, p: float) -> Tensor:
     rest = (epsilon - s.sum(1, keepdim=True)).clamp_min_(0)
     share = torch.where(tied > rest, rest / tied, 1.0)
     s.addcmul_(at_tau, share).mul_(sgn)
-    return _zero_bad_rows(s, s.sum(1) + a.amax(1))
+    return _zero_bad_rows(s, top + s.sum(1))
 
 
 def _ball(w: Tensor, x: Tensor, epsilon: Tensor, p: float) -> Tensor:
     """1 < p < ∞: find u, then s_i = ε·min(γ_i/ε, (u·b_i)^{1/p}) (§2.3 steps 2 to 5)."""
-    sgn, gamma, a = _room(w, x)
+    sgn, gamma, a, top = _room(w, x)
     torch.minimum(gamma, epsilon, out=gamma)  # implied by the ball; keeps c ≤ 1
     c = _power(gamma / epsilon, p)
     # where a = 0, c = 0 makes b irrelevant; 1 avoids the slow paths of log 0 and of an underflowing exp
@@ -98,7 +102,7 @@ def _ball(w: Tensor, x: Tensor, epsilon: Tensor, p: float) -> Tensor:
     d = c.shape[1]
     settled = (total <= 1) | ~total.isfinite()
     if settled.all():
-        return _zero_bad_rows(gamma.mul_(sgn), total)
+        return _zero_bad_rows(gamma.mul_(sgn), top + total)
     lower = torch.full_like(total, -math.log(d))  # F(1/d) ≤ 1 because b ≤ 1
     v = torch.where(settled, LARGE_LOG, lower)
     stride = d // SAMPLE
@@ -110,7 +114,7 @@ def _ball(w: Tensor, x: Tensor, epsilon: Tensor, p: float) -> Tensor:
     scale = ((v - centre) / p).exp_().to(w.dtype)[:, None] * epsilon
     torch.add(log_b, centre.to(w.dtype)[:, None], out=y).mul_(1 / p).exp_().mul_(scale)
     torch.minimum(y, gamma, out=y).mul_(sgn)
-    return _zero_bad_rows(y, total + y.sum(1))
+    return _zero_bad_rows(y, top + total)
 
 
 def _root(
@@ -161,7 +165,7 @@ def _power(y: Tensor, p: float) -> Tensor:
 
 
 def _zero_bad_rows(s: Tensor, witness: Tensor) -> Tensor:
-    """Zero the rows whose witness (a sum over the row) is not finite."""
+    """Zero the rows whose witness is not finite."""
     bad = ~witness.isfinite()
     if bad.any():
         s[bad] = 0

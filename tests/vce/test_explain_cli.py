@@ -241,8 +241,8 @@ def test_result_folder_that_cannot_be_made(here, capsys):
         ({"target": "green"}, "--target 'green': 2 classes match (1 green pea, 2 green leaf); give the index"),
         ({"target": "red rise"}, "--target 'red rise': colournet:Net has no such class; did you mean red rose?"),
         ({"target": "3"}, "--target 3: colournet:Net has classes 0 to 2"),
-        ({"target": "zzz"}, "--target 'zzz': colournet:Net has no such class; give an index from 0 to 2"),
-        ({"target": ""}, "--target '': colournet:Net has no such class; give an index from 0 to 2"),
+        ({"target": "zzz"}, "--target 'zzz': colournet:Net has no such class; choose one of red rose, green pea,"),
+        ({"target": ""}, "--target '': colournet:Net has no such class; choose one of red rose, green pea,"),
         ({"classifier": "colournet:Gone"}, "classifier 'colournet:Gone': AttributeError: "),
         (
             {"classifier": "efficientnet"},

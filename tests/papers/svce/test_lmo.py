@@ -179,6 +179,23 @@ def test_zero_gradient_and_broken_rows_stay_put_and_disturb_nobody(p, dtype):
     assert torch.equal(delta[[0, 5]], clean[[0, 5]])
 
 
+@pytest.mark.parametrize("p", NORMS)
+def test_an_infinite_gradient_stays_put_though_the_ball_is_inactive(p):
+    w, x = problem(6, 50, "normal", torch.float32, n=2)
+    w[0, 3] = torch.inf
+    delta = lmo(w, x, 1e4, p)
+    assert not delta[0].any()
+    assert delta[1].any()
+
+
+@pytest.mark.parametrize("p", NORMS)
+def test_a_gradient_that_underflows_against_the_largest_does_not_move(p):
+    w, x = torch.full((1, 8), 1e-25), torch.full((1, 8), 0.5)
+    w[0, 0] = 1e30
+    delta = lmo(w, x, 0.3, p)
+    torch.testing.assert_close(delta[0], torch.tensor([0.3] + [0.0] * 7), rtol=1e-6, atol=0)
+
+
 @given(seed=st.integers(0, 10**6), p=st.sampled_from(NORMS), exponent=st.floats(-30, 30))
 @settings(max_examples=60, deadline=None)
 def test_scale_of_the_gradient_does_not_matter(seed, p, exponent):
