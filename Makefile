@@ -15,7 +15,7 @@ repro: venv ## the cpu scale through DVC: what changed is run again, dvc.lock re
 	@scripts/run.sh repro
 
 test: venv ## the tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2
 
 lint: venv ## style of the Python files and of the Snakefiles
 	.venv/bin/ruff check .

@@ -5,20 +5,18 @@ import sys
 from pathlib import Path
 
 from common.digest import digest
+from common.errors import VceError
+from common.scales import load_scale
 
 # jobs run in the environment that runs snakemake, activated or not; two single-threaded jobs beat one with two threads
 os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 scale = config.get("scale", "cpu")
-if not Path(f"config/{scale}.yaml").is_file():
-    sys.exit(
-        f"error: there is no scale {scale!r}; choose one of {', '.join(p.stem for p in Path('config').glob('*.yaml'))}"
-    )
-
-
-configfile: f"config/{scale}.yaml"
-
+try:
+    config = {**load_scale(scale), **config}
+except VceError as error:
+    sys.exit(f"error: {error}")
 
 WORK, RESULTS, FIGURES, LOGS = (
     f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs")

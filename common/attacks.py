@@ -27,16 +27,18 @@ ALPHA = 0.75  # APGD: weight of the new step against the momentum
 
 @dataclass(frozen=True)
 class Ascent:
-    """The best iterates x (N×C×H×W), their objective L (N), who diverged (N bool), gradient evaluations `steps` (N).
+    """The best iterates x (N×C×H×W), their objective L (N), who diverged (N bool), gradient evaluations `steps` (N) and
+    the `passes` that were run for them (N).
 
-    A sample stops counting steps when it reaches `stop_at` or diverges. A sample that diverged holds its last finite
-    best iterate; one that was never finite holds x0 and L = −∞.
+    A sample stops counting steps when it reaches `stop_at` or diverges; passes go on until it leaves the batch. A
+    sample that diverged holds its last finite best iterate; one that was never finite holds x0 and L = −∞.
     """
 
     x: Tensor
     L: Tensor
     diverged: Tensor
     steps: Tensor
+    passes: Tensor
 
 
 def checkpoints(K: int) -> dict[int, int]:
@@ -164,12 +166,14 @@ class Climb:
             x0.new_full((n,), -math.inf),
             torch.zeros(n, dtype=torch.bool, device=device),
             torch.zeros(n, dtype=torch.long, device=device),
+            torch.zeros(n, dtype=torch.long, device=device),
         )
         self.x, self.g, self.x_best, self.g_best = x0, None, x0.clone(), torch.zeros_like(x0)
         self.L_best, self.L_last = self._out.L.clone(), None
         # an increase needs a predecessor: the first step of the run never counts as one
         self._L_previous = x0.new_full((n,), math.inf)
         self._increases, self._steps = torch.zeros_like(self._out.steps), self._out.steps.clone()
+        self._passes = self._out.passes.clone()
         self._diverged, self._finished = self._out.diverged.clone(), self._out.diverged.clone()
         self._reduced = ~self._diverged
 
@@ -194,6 +198,7 @@ class Climb:
             self._increases += L.gt(self._L_previous)
             self._L_previous = L
         self._steps += running
+        self._passes += 1
         self._diverged |= running & ~finite
         self._finished |= self._diverged
         if self.stop_at is not None:
@@ -223,7 +228,7 @@ class Climb:
         self._write(rows)
         for name in ("x0", "x", "g", "x_best", "g_best", "L_best", "L_last", "_L_previous", "_increases", "_steps"):
             setattr(self, name, getattr(self, name)[keep])
-        for name in ("_diverged", "_finished", "_reduced"):
+        for name in ("_passes", "_diverged", "_finished", "_reduced"):
             setattr(self, name, getattr(self, name)[keep])
         return tuple(tensor[keep] for tensor in state)
 
@@ -235,6 +240,7 @@ class Climb:
     def _write(self, rows: Tensor) -> None:
         self._out.x[rows], self._out.L[rows] = self.x_best, self.L_best
         self._out.diverged[rows], self._out.steps[rows] = self._diverged, self._steps
+        self._out.passes[rows] = self._passes
 
 
 def apgd_l2(
@@ -252,20 +258,59 @@ def apgd_l2(
     x0 is N×C×H×W in [0, 1], `epsilon` a radius or N radii, z a normal draw of x0's shape: the direction of the start.
     P scales to the ball and then clamps, so ‖x − x0‖₂ may end below ε. K + 1 passes.
     """
+
+    def into_ball(delta: Tensor, eps: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        return delta.mul_(column((eps / norm).clamp_max_(1), delta))
+
+    return _apgd(x0, value_and_grad, epsilon, unit(z), K, unit, into_ball, stop_at, callback)
+
+
+def apgd_linf(
+    x0: Tensor,
+    value_and_grad: Objective,
+    epsilon: float | Tensor,
+    z: Tensor,
+    K: int,
+    *,
+    stop_at: float | None = None,
+    callback: Callback | None = None,
+) -> Ascent:
+    """Auto-PGD in the linf ball (§2.5); arguments as in `apgd_l2`. Steps along sgn g; the start is ε·z/‖z‖∞."""
+
+    def into_ball(delta: Tensor, eps: Tensor) -> Tensor:
+        bound = column(eps, delta)
+        return torch.minimum(torch.maximum(delta, -bound, out=delta), bound, out=delta)
+
+    z = z / column(z.flatten(1).abs().amax(1), z)
+    return _apgd(x0, value_and_grad, epsilon, z, K, torch.sign, into_ball, stop_at, callback)
+
+
+def _apgd(
+    x0: Tensor,
+    value_and_grad: Objective,
+    epsilon: float | Tensor,
+    start: Tensor,
+    K: int,
+    direction: Callable[[Tensor], Tensor],
+    into_ball: Callable[[Tensor, Tensor], Tensor],
+    stop_at: float | None,
+    callback: Callback | None,
+) -> Ascent:
+    """Auto-PGD in a norm given by its steepest unit `direction` of a gradient and its projection `into_ball`;
+    `start` is the displacement, per unit of ε, that it starts from."""
     eps = per_row_radius(epsilon, x0)
     eta, windows = 2 * eps, checkpoints(K)
 
     def P(x: Tensor) -> Tensor:
-        delta = x.sub_(run.x0)
-        norm = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-        return delta.mul_(column((eps / norm).clamp_max_(1), x)).add_(run.x0).clamp_(0, 1)
+        return into_ball(x.sub_(run.x0), eps).add_(run.x0).clamp_(0, 1)
 
     run = Climb(x0, value_and_grad, stop_at, callback)
-    run.evaluate(P(x0 + column(eps, x0) * unit(z)))
+    run.evaluate(P(x0 + column(eps, x0) * start))
     x_previous = run.x
     for i in range(K):
         alpha = ALPHA if i else 1.0
-        target = P(unit(run.g).mul_(column(eta, run.g)).add_(run.x))
+        target = P(direction(run.g).mul_(column(eta, run.g)).add_(run.x))
         x = P(target.mul_(alpha).add_(run.x, alpha=2 - 2 * alpha).sub_(x_previous, alpha=1 - alpha))
         x_previous = run.x
         run.evaluate(x)
@@ -301,13 +346,13 @@ def apgd_l1(
     if K < 3:
         raise VceError(f"K: the three radii need at least 3 iterations, not {K}")
     first = 0
-    diverged, steps = torch.zeros(len(x0), dtype=torch.bool, device=x0.device), 0
+    diverged, steps, done = torch.zeros(len(x0), dtype=torch.bool, device=x0.device), 0, 0
     for factor, last in ((3, 3 * passes // 10), (2, 6 * passes // 10), (1, passes)):
         stop = stop_at if last == passes else None
         stage = _l1_stage(x0, value_and_grad, factor * eps, z, last - first - 1, window, first, stop, callback)
         z, first = stage.x - x0, last
-        diverged, steps = diverged | stage.diverged, steps + stage.steps
-    return Ascent(stage.x, stage.L, diverged, steps)
+        diverged, steps, done = diverged | stage.diverged, steps + stage.steps, done + stage.passes
+    return Ascent(stage.x, stage.L, diverged, steps, done)
 
 
 def _l1_stage(

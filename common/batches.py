@@ -23,12 +23,14 @@ from common.files import write_atomic
 class Shard:
     """Counterfactuals by method for the same N samples.
 
-    `accuracy` is the classifier's on all images of the pairs split;
+    `starts` names the rule by which images and targets were chosen. `accuracy` is the classifier's on all images of the
+    pairs split;
     `source_prediction` N is what the classifier sees in x, `interventions` what it sees under do(factor), by factor;
     `traces` holds N×S×(steps + 1) running objectives of the methods that were asked for them.
     """
 
     world: str
+    starts: str
     classifier: str
     seed: int
     ids: tuple[str, ...]
@@ -43,7 +45,7 @@ class Shard:
 
 def write_shard(shard: Shard, path: Path) -> None:
     """Write a shard atomically."""
-    tensors = {name: getattr(shard, name) for name in ("source", "target", "source_prediction")}
+    tensors = {name: getattr(shard, name).contiguous() for name in ("source", "target", "source_prediction")}
     for method, batch in shard.batches.items():
         for item in fields(batch):
             value = getattr(batch, item.name)
@@ -55,6 +57,7 @@ def write_shard(shard: Shard, path: Path) -> None:
     tensors |= {f"{method}|trace": trace.contiguous() for method, trace in shard.traces.items()}
     header = {
         "world": shard.world,
+        "starts": shard.starts,
         "classifier": shard.classifier,
         "seed": shard.seed,
         "ids": shard.ids,
@@ -69,6 +72,9 @@ def read_shard(path: Path) -> Shard:
     try:
         with safe_open(path, framework="pt") as handle:
             header = json.loads(handle.metadata()["shard"])
+            absent = {"world", "starts", "classifier", "seed", "ids", "accuracy", "strengths"} - set(header)
+            if absent:
+                raise KeyError(f"no {', '.join(sorted(absent))}")
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise VceError(
@@ -81,6 +87,7 @@ def read_shard(path: Path) -> Shard:
         batches[method] = CounterfactualBatch(**{**values, "strengths": tuple(strengths)})
     return Shard(
         world=header["world"],
+        starts=header["starts"],
         classifier=header["classifier"],
         seed=header["seed"],
         ids=tuple(header["ids"]),

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from common.errors import VceError
 from common.matching import At, read, select
 from common.results import COLUMNS
-from common.statistics import Estimate, paired_bootstrap, wilson
+from common.statistics import Estimate, half_sample_interval, paired_bootstrap, wilson
 
 MIN_PAIRS = 100
 MIN_SEEDS = 3
@@ -33,17 +33,22 @@ class _Strict(BaseModel):
 
 
 class Test(_Strict):
-    """One decision rule.
+    """One decision rule on one table.
 
-    difference: mean of metric(a) − metric(b) > 0 · parity: that mean within ± margin · share_below: the mean of
-    metric(a), a share, < bound · max_below: the largest metric(a) ≤ bound · rises: along the path of a, the share of
-    adjacent strengths at which the metric falls by more than 0.001 is < bound.
+    difference: mean of metric(a) − metric(b) > 0, or > bound (below 0: not worse by more than that) · parity: that mean within ± margin · above: the mean of metric(a) >
+    bound · share_below: the mean of metric(a), a share, < bound · max_below: the largest metric(a) ≤ bound · rises:
+    along the path of a, the share of adjacent strengths at which the metric falls by more than 0.001 is < bound ·
+    set_difference: as `difference`, of a metric of whole image sets, with an interval from half-samples.
+
+    `gate` names a column that is 1 where a training seed of cell a may be judged; the others are left out of both cells.
     """
 
     name: str
     role: Literal["primary", "control"]
-    kind: Literal["difference", "parity", "share_below", "max_below", "rises"]
+    kind: Literal["difference", "parity", "above", "share_below", "max_below", "rises", "set_difference"]
+    table: str = "rows"
     metric: str
+    gate: str | None = None
     a: dict[str, str | float]
     b: dict[str, str | float] | None = None
     at: At = At(each=True)
@@ -54,29 +59,34 @@ class Test(_Strict):
 
     @model_validator(mode="after")
     def _complete(self):
-        compares = self.kind in ("difference", "parity")
+        compares = self.kind in ("difference", "parity", "set_difference")
         if compares != (self.b is not None):
             raise ValueError(f"`b`: a {self.kind} test {'needs' if compares else 'takes no'} second cell")
         if (self.kind == "parity") != (self.margin is not None):
             raise ValueError("`margin`: parity tests need one, others take none")
-        if compares == (self.bound is not None):
+        if self.kind == "difference" and self.bound is not None:
+            if self.bound >= 0:
+                raise ValueError("`bound`: of a difference it lies below 0, the loss that is still not worse")
+        elif compares == (self.bound is not None):
             raise ValueError(f"`bound`: a {self.kind} test {'takes none' if compares else 'needs one'}")
         return self
 
 
 class Claim(_Strict):
-    """`where` and `paper_value` stay `unknown` until somebody fills them from the paper itself."""
+    """`where` and `paper_value` stay `unknown` until somebody fills them from the paper itself; `untested` is the reason
+    why a claim has no tests."""
 
     statement: str
     where: str | Literal["unknown"]
     paper_value: str | float | Literal["unknown"]
     source: str
-    tests: list[Test]
+    tests: list[Test] = []
+    untested: str | None = None
 
     @model_validator(mode="after")
     def _decidable(self):
-        if not any(test.role == "primary" for test in self.tests):
-            raise ValueError("`tests`: a claim needs at least one primary test")
+        if (self.untested is None) != any(test.role == "primary" for test in self.tests):
+            raise ValueError("`tests`: a claim needs a primary test, or else `untested` with the reason")
         return self
 
 
@@ -118,7 +128,7 @@ def load_claims(path: Path) -> Claims:
     for name, claim in claims.claims.items():
         for test in claim.tests:
             for metric in (test.metric, *test.also_metric):
-                if metric not in COLUMNS and test.kind != "max_below":
+                if metric not in COLUMNS and test.table == "rows":
                     raise VceError(f"{path}: {name}/{test.name}: metric {metric!r} is not a column of the long table")
     return claims
 
@@ -129,15 +139,14 @@ def rules_hash(claims: Claims) -> str:
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def judge(claims: Claims, rows: pd.DataFrame, exactness: pd.DataFrame) -> tuple[dict[str, dict], list[Outcome]]:
+def judge(claims: Claims, tables: dict[str, pd.DataFrame]) -> tuple[dict[str, dict], list[Outcome]]:
     """Verdicts by claim (the `claims` of reference/<scale>/<paper>.json) and every test's outcome.
 
-    `rows` is the long table; `exactness` the table that `max_below` tests read.
+    `tables` are what the tests read, by name: `rows`, the long table, and others. Raises VceError for a table or column
+    that is not there.
     """
     outcomes = [
-        run_test(name, test, exactness if test.kind == "max_below" else rows)
-        for name, claim in claims.claims.items()
-        for test in claim.tests
+        run_test(name, test, _table(name, test, tables)) for name, claim in claims.claims.items() for test in claim.tests
     ]
     verdicts = {
         name: _summary(claim, [o for o in outcomes if o.claim == name]) for name, claim in claims.claims.items()
@@ -145,8 +154,19 @@ def judge(claims: Claims, rows: pd.DataFrame, exactness: pd.DataFrame) -> tuple[
     return verdicts, outcomes
 
 
+def _table(claim: str, test: Test, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    if test.table not in tables:
+        raise VceError(f"{claim}/{test.name}: there is no table {test.table!r}; it is one of {', '.join(tables)}")
+    table = tables[test.table]
+    columns = {test.metric, *test.also_metric, *test.a, *(test.b or {})} | ({test.gate} if test.gate else set())
+    absent = columns - set(table.columns)
+    if absent:
+        raise VceError(f"{claim}/{test.name}: table {test.table!r} has no column {', '.join(sorted(absent))}")
+    return table
+
+
 def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
-    """Apply one rule to the table. A cell without rows gives `not tested`, with the reason."""
+    """Apply one rule to its table. A cell without rows gives `not tested`, with the reason."""
     base = {"claim": claim, "test": test.name, "role": test.role, "rule": _describe(test), "kind": test.kind}
     base["line"] = test.margin or test.bound or 0.0
     nothing = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "seeds": "", "share": np.nan}
@@ -160,18 +180,26 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
         verdict = "supported" if worst <= test.bound else "contradicted"
         found = {"mean": worst, "low": float(values.min()), "high": worst, "n": len(values)}
         return Outcome(**base, **found, seeds="", share=float(worst <= test.bound), verdict=verdict)
-    estimate = paired_bootstrap(_values(test, rows, test.metric, test.at))
+    if test.gate:
+        passing = select(rows, test.a).groupby("seed")[test.gate].min()
+        rows = rows[rows["seed"].isin(passing.index[passing == 1])]
+        if rows.empty:
+            return Outcome(**base, **nothing, verdict="not tested", reason=f"no training seed passes its {test.gate}")
+    if test.kind == "set_difference":
+        estimate = _set_difference(test, rows)
+        directions = [_direction(test, mean) for mean in estimate.by_seed]
+    else:
+        estimate = paired_bootstrap(_values(test, rows, test.metric, test.at))
+        directions = [_direction(test, mean) for mean in _specifications(test, rows)]
     if test.kind in ("share_below", "rises"):
         # a share near 0 has a bootstrap interval of width 0; Wilson's, with images as trials, has not
         low, high = wilson(estimate.mean * estimate.n, estimate.n)
         estimate = replace(estimate, low=low, high=high)
     if not estimate.n:
         return Outcome(**base, **nothing, verdict="not tested", reason=f"no {test.metric} at {test.at}")
-    directions = [_direction(test, mean) for mean in _specifications(test, rows)]
-    verdict = _decide(test, estimate)
     return Outcome(
         **base,
-        verdict=verdict,
+        verdict=_decide(test, estimate),
         mean=estimate.mean,
         low=estimate.low,
         high=estimate.high,
@@ -179,6 +207,18 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
         seeds=" ".join(f"{value:+.4f}" for value in estimate.by_seed),
         share=float(np.mean(directions)),
     )
+
+
+def _set_difference(test: Test, rows: pd.DataFrame) -> Estimate:
+    """metric(a) − metric(b) over whole sets: the mean over seeds at half 0, the interval from the other halves."""
+    cells = [select(rows, where) for where in (test.a, test.b)]
+    a, b = (cell.pivot(index="seed", columns="half", values=test.metric) for cell in cells)
+    if not (a.index.equals(b.index) and a.columns.equals(b.columns)):
+        raise VceError(f"test {test.name}: its cells hold other seeds or halves; measure the same images")
+    difference = (a - b).to_numpy()
+    low, high = half_sample_interval(difference.mean(0))
+    by_seed = tuple(difference[:, 0].tolist())
+    return Estimate(float(np.mean(by_seed)), low, high, int(min(cell["n"].min() for cell in cells)), by_seed)
 
 
 def _values(test: Test, rows: pd.DataFrame, metric: str, at: At) -> pd.DataFrame:
@@ -216,13 +256,16 @@ def _specifications(test: Test, rows: pd.DataFrame) -> Iterator[float]:
 def _direction(test: Test, mean: float) -> bool:
     if test.kind == "parity":
         return abs(mean) < test.margin
-    return mean > 0 if test.kind == "difference" else mean < test.bound
+    if test.kind in ("difference", "set_difference", "above"):
+        return mean > (test.bound or 0.0)
+    return mean < test.bound
 
 
 def _decide(test: Test, estimate: Estimate) -> Verdict:
     low, high = estimate.low, estimate.high
-    if test.kind == "difference":
-        holds, fails = low > 0, high < 0
+    if test.kind in ("difference", "set_difference", "above"):
+        line = test.bound or 0.0
+        holds, fails = low > line, high < line
     elif test.kind == "parity":
         holds, fails = -test.margin < low and high < test.margin, low > test.margin or high < -test.margin
     else:
@@ -232,6 +275,10 @@ def _decide(test: Test, estimate: Estimate) -> Verdict:
 
 
 def _summary(claim: Claim, outcomes: list[Outcome]) -> dict:
+    facts = {"statement": claim.statement, "where": claim.where, "paper": claim.paper_value}
+    if claim.untested:
+        nothing = {"measured": None, "low": None, "high": None, "n": 0}
+        return {**facts, **nothing, "verdict": "not tested", "note": claim.untested}
     primary = [o for o in outcomes if o.role == "primary"]
     head = primary[0]
     found = {o.verdict for o in primary}
@@ -250,9 +297,7 @@ def _summary(claim: Claim, outcomes: list[Outcome]) -> dict:
         notes.append(f"screening size (fewer than {MIN_PAIRS} pairs or {MIN_SEEDS} seeds): at most partly")
     measured = {"measured": head.mean, "low": head.low, "high": head.high}
     return {
-        "statement": claim.statement,
-        "where": claim.where,
-        "paper": claim.paper_value,
+        **facts,
         **{name: value if np.isfinite(value) else None for name, value in measured.items()},
         "n": head.n,
         "verdict": verdict,
@@ -275,9 +320,15 @@ def _describe(test: Test) -> str:
         return f"largest {subject} ≤ {test.bound:g}"
     if test.kind == "rises":
         return f"{subject} falls by more than 0.001 at under {test.bound:.0%} of the steps along the path"
+    if test.kind == "above":
+        return f"{subject} at {test.at} > {test.bound:g}"
+    if test.kind == "set_difference":
+        return f"{subject} greater than {cell(test.b)}"
     if test.kind == "share_below":
         return f"{subject} at {test.at} < {test.bound:g}"
     relation = f"within ±{test.margin:g} of" if test.kind == "parity" else "greater than"
+    if test.bound is not None:
+        relation = f"at most {-test.bound:g} below"
     return f"{subject} {relation} {cell(test.b)}, at {test.at}"
 
 

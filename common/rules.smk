@@ -1,10 +1,27 @@
-# What more than one paper needs: data files, split tables, classifiers, oracle panels.
+# What more than one paper needs: data files, split tables, classifiers, robustness, oracle panels, diffusion models.
 
 
 wildcard_constraints:
     world="[a-z-]+",
-    kind="[a-z0-9]+",
     seed="[0-9]+",
+
+
+SPLITS = f"{WORK}/common/splits"
+CLASSIFIERS = f"{WORK}/common/classifiers"
+ORACLES = f"{WORK}/common/oracles"
+JUDGES = ["augmented", "svm", "l2at", "features"]
+
+
+def data_of(world):
+    """The data files behind a world; rendered worlds have none."""
+    return [f"data/{name}" for name in config["data"].get(world, [])]
+
+
+def checkpoints(world, kinds, seeds):
+    """The files of trained classifiers."""
+    return expand(
+        f"{CLASSIFIERS}/{world}/{{kind}}-{{seed}}.safetensors", kind=kinds, seed=seeds
+    )
 
 
 rule fetch:
@@ -21,48 +38,119 @@ rule fetch:
 
 
 rule splits:
+    input:
+        sorted({file for world in config["splits"] for file in data_of(world)}),
     output:
-        f"{WORK}/common/splits/{{world}}.parquet",
+        expand(f"{SPLITS}/{{world}}.parquet", world=config["splits"]),
     log:
-        f"{LOGS}/common/splits/{{world}}.log",
+        f"{LOGS}/common/splits.log",
+    priority: 3
     params:
         src=digest("common.data.split"),
         sizes=json.dumps(config["splits"]),
         seed=config["split_seed"],
+        folder=SPLITS,
     shell:
-        "python -m common.data.split --world {wildcards.world} --sizes {params.sizes:q} --seed {params.seed}"
-        " --out {output} 2> >(tee {log} >&2)"
+        "python -m common.data.split --sizes {params.sizes:q} --seed {params.seed} --out {params.folder}"
+        " 2> >(tee {log} >&2)"
 
 
-rule classifier:
+# one job per group of worlds and training seed
+for group, worlds in config["training"].items():
+
+    rule:
+        name:
+            f"classifiers_{group}"
+        input:
+            splits=expand(f"{SPLITS}/{{world}}.parquet", world=worlds),
+            data=sorted(
+                {file for world in worlds for file in data_of(world)}
+                | {
+                    f"data/{recipe['file']}"
+                    for world in worlds
+                    for recipe in config["classifiers"][world].values()
+                    if "file" in recipe
+                }
+            ),
+        output:
+            [
+                file
+                for world in worlds
+                for file in checkpoints(
+                    world, config["classifiers"][world], ["{seed}"]
+                )
+            ],
+        log:
+            f"{LOGS}/common/classifiers/{group}-{{seed}}.log",
+        priority: 2
+        params:
+            src=digest("common.classifiers.train"),
+            recipes=json.dumps({world: config["classifiers"][world] for world in worlds}),
+            splits=SPLITS,
+            folder=CLASSIFIERS,
+        shell:
+            "python -m common.classifiers.train classifiers --splits {params.splits} --recipes {params.recipes:q}"
+            " --seed {wildcards.seed} --out {params.folder} 2> >(tee {log} >&2)"
+
+
+for world, recipes in config["oracles"].items():
+
+    rule:
+        name:
+            f"oracles_{world.replace('-', '_')}"
+        input:
+            splits=f"{SPLITS}/{world}.parquet",
+            data=data_of(world),
+        output:
+            expand(f"{ORACLES}/{world}-{{judge}}.safetensors", judge=JUDGES),
+        log:
+            f"{LOGS}/common/oracles/{world}.log",
+        params:
+            src=digest("common.classifiers.train"),
+            recipes=json.dumps({world: recipes}),
+            splits=SPLITS,
+            folder=ORACLES,
+        shell:
+            "python -m common.classifiers.train oracles --splits {params.splits} --recipes {params.recipes:q}"
+            " --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule robustness:
     input:
-        splits=rules.splits.output,
+        splits=expand(f"{SPLITS}/{{world}}.parquet", world=config["robustness"]["radii"]),
+        data=sorted(
+            {file for world in config["robustness"]["radii"] for file in data_of(world)}
+        ),
+        checkpoints=[
+            file
+            for world, kinds in config["robustness"]["classifiers"].items()
+            for file in checkpoints(world, kinds, config["seeds"])
+        ],
     output:
-        f"{WORK}/common/classifiers/{{world}}/{{kind}}-{{seed}}.safetensors",
+        rows=f"{RESULTS}/common/robustness.parquet",
+        table=f"{RESULTS}/common/robustness.csv",
     log:
-        f"{LOGS}/common/classifiers/{{world}}/{{kind}}-{{seed}}.log",
+        f"{LOGS}/common/robustness.log",
+    params:
+        src=digest("common.classifiers.robustness"),
+        recipe=json.dumps(config["robustness"]),
+        folder=SPLITS,
+    shell:
+        "python -m common.classifiers.robustness --checkpoints {input.checkpoints} --splits {params.folder}"
+        " --recipe {params.recipe:q} --out {output.rows} --table {output.table} 2> >(tee {log} >&2)"
+
+
+rule diffusion:
+    input:
+        splits=f"{SPLITS}/{{world}}.parquet",
+    output:
+        f"{WORK}/common/generators/{{world}}-diffusion.safetensors",
+    log:
+        f"{LOGS}/common/generators/{{world}}-diffusion.log",
     priority: 2
     params:
-        src=digest("common.classifiers.train"),
-        recipe=lambda wildcards: json.dumps(config["classifiers"][wildcards.kind]),
+        src=digest("common.generators.train"),
+        recipe=lambda wildcards: json.dumps(config["diffusion"][wildcards.world]),
     shell:
-        "python -m common.classifiers.train classifier --world {wildcards.world} --splits {input.splits}"
-        " --recipe {params.recipe:q} --seed {wildcards.seed} --out {output} 2> >(tee {log} >&2)"
-
-
-rule oracles:
-    input:
-        splits=rules.splits.output,
-    output:
-        augmented=f"{WORK}/common/oracles/{{world}}-augmented.safetensors",
-        svm=f"{WORK}/common/oracles/{{world}}-svm.safetensors",
-        l2at=f"{WORK}/common/oracles/{{world}}-l2at.safetensors",
-    log:
-        f"{LOGS}/common/oracles/{{world}}.log",
-    params:
-        src=digest("common.classifiers.train"),
-        recipe=json.dumps(config["oracles"]),
-        folder=f"{WORK}/common/oracles",
-    shell:
-        "python -m common.classifiers.train oracles --world {wildcards.world} --splits {input.splits}"
-        " --recipe {params.recipe:q} --out {params.folder} 2> >(tee {log} >&2)"
+        "python -m common.generators.train diffusion --world {wildcards.world} --splits {input.splits}"
+        " --recipe {params.recipe:q} --seed 0 --out {output} 2> >(tee {log} >&2)"

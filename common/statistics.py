@@ -37,6 +37,15 @@ def paired_bootstrap(values: np.ndarray, *, key: int = 0, replicates: int = REPL
     return Estimate(per_image.mean().item(), low.item(), high.item(), n, tuple(np.nanmean(values, axis=1).tolist()))
 
 
+def half_sample_interval(estimates: np.ndarray) -> tuple[float, float]:
+    """95 % interval of estimates[0], made of everything, from the same estimate on half-samples, estimates[1:].
+
+    A half-sample without replacement scatters about the full estimate as the full estimate does about the truth.
+    """
+    deviation = np.quantile(estimates[1:] - estimates[0], [0.025, 0.975])
+    return float(estimates[0] - deviation[1]), float(estimates[0] - deviation[0])
+
+
 def sign_flip(differences: np.ndarray, *, key: int = 0, flips: int = FLIPS) -> float:
     """Two-sided p-value of the sign-flip permutation test on per-image differences (the observed one counts).
 

@@ -1,6 +1,6 @@
 """Job: rows and committed rules in, verdicts and tables out.
 
-python -m common.verdicts --claims C.yaml --rows R --exactness E --gate G --protocol '{...}' --level 0.9 --out DIR
+python -m common.verdicts --claims C.yaml --rows R --tables NAME=F... --gate G --protocol '{...}' --level 0.9 --out DIR
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--claims", type=Path, required=True, help="the committed rules")
     parser.add_argument("--rows", type=Path, required=True)
-    parser.add_argument("--exactness", type=Path, required=True)
+    parser.add_argument("--tables", nargs="*", default=[], help="NAME=PARQUET of the other tables that tests read")
     parser.add_argument("--gate", type=Path, required=True, help="the oracle gate, with reliance")
     parser.add_argument("--protocol", type=json.loads, required=True, help="JSON: everything that decides the numbers")
     parser.add_argument("--level", type=float, required=True, help="the confidence at which methods are matched")
@@ -89,7 +89,8 @@ def main() -> None:
     args = parser.parse_args()
     claims, everything = load_claims(args.claims), pd.read_parquet(args.rows)
     rows = relied_on(everything, pd.read_csv(args.gate))
-    verdicts, outcomes = judge(claims, rows, pd.read_parquet(args.exactness))
+    others = {name: pd.read_parquet(path) for name, path in (item.split("=", 1) for item in args.tables)}
+    verdicts, outcomes = judge(claims, {"rows": rows, **others})
     tables = {
         "tests": pd.DataFrame([outcome.model_dump() for outcome in outcomes]),
         "methods": method_table(rows, args.level),
@@ -103,6 +104,7 @@ def main() -> None:
         "recipe": recipe_hash(args.protocol),
         "rules": rules_hash(claims),
         "rows": sha256(args.rows),
+        "tables": {name: sha256(path) for name, path in (item.split("=", 1) for item in sorted(args.tables))},
         "pairs": int(everything["image"].nunique()),
         "seeds": int(everything["seed"].nunique()),
     }

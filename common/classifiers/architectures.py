@@ -24,6 +24,20 @@ def strided_cnn(in_channels: int, n_classes: int) -> nn.Sequential:
     )
 
 
+def digit_cnn(in_channels: int, n_classes: int) -> nn.Sequential:
+    """The explained classifier of digits, which differ in place and not in texture: two strided SiLU convolutions, then
+    128 units on all 7×7 positions of a 28×28 image (210 k parameters)."""
+    return nn.Sequential(
+        *_block(in_channels, 16, 4, 2, nn.SiLU),
+        *_block(16, 32, 3, 2, nn.SiLU),
+        nn.AdaptiveAvgPool2d(7),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, 128),
+        nn.SiLU(),
+        nn.Linear(128, n_classes),
+    )
+
+
 def plain_cnn(in_channels: int, n_classes: int) -> nn.Sequential:
     """The first oracle: 3×3 stem at full resolution, ReLU, average pooling between stages."""
     return nn.Sequential(
@@ -57,8 +71,28 @@ def residual_cnn(in_channels: int, n_classes: int) -> nn.Sequential:
     )
 
 
+class LeNet5(nn.Module):
+    """Two 3×3 convolutions (32, 64) with max-pooling, then 200 hidden units on 7×7 positions: the layout of packaged
+    MNIST weights."""
+
+    def __init__(self, in_channels: int, n_classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 32, 3, padding=1)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.linear1 = nn.Linear(64 * 7 * 7, 200)
+        self.linear2 = nn.Linear(200, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = nn.functional.max_pool2d(self.conv1(images).relu(), 2)
+        hidden = nn.functional.max_pool2d(self.conv2(hidden).relu(), 2)
+        hidden = nn.functional.adaptive_avg_pool2d(hidden, 7)  # as it is for 28×28
+        return self.linear2(self.linear1(hidden.flatten(1)).relu())
+
+
 ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
     "strided_cnn": strided_cnn,
+    "digit_cnn": digit_cnn,
     "plain_cnn": plain_cnn,
     "residual_cnn": residual_cnn,
+    "lenet5": LeNet5,
 }

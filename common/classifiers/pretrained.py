@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from common.classifiers.architectures import LeNet5
 from common.classifiers.base import Classifier
 from common.data.fetch import fetch
 from common.errors import VceError
@@ -44,26 +45,10 @@ def mnist_lenet5(kind: Literal["robust", "plain"]) -> Classifier:
     `plain` is its counterpart (99.3 % clean). Raises VceError when the weights cannot be fetched.
     """
     file = {"robust": "mnist_lenet5_advtrained.pt", "plain": "mnist_lenet5_clntrained.pt"}[kind]
-    network = LeNet5()
+    network = LeNet5(1, 10)
     network.load_state_dict(torch.load(fetch(file), weights_only=True, map_location="cpu"), strict=True)
     names = [str(digit) for digit in range(10)]
     return _frozen(Classifier(network, names, name=f"mnist/lenet5-{kind}-packaged", image_shape=(1, 28, 28)))
-
-
-class LeNet5(nn.Module):
-    """Two 3×3 convolutions (32, 64) with max-pooling, then 200 hidden units; the layout of the packaged weights."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
-        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
-        self.linear1 = nn.Linear(64 * 7 * 7, 200)
-        self.linear2 = nn.Linear(200, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        hidden = nn.functional.max_pool2d(self.conv1(images).relu(), 2)
-        hidden = nn.functional.max_pool2d(self.conv2(hidden).relu(), 2)
-        return self.linear2(self.linear1(hidden.flatten(1)).relu())
 
 
 BUILDERS: dict[str, Callable[[], Classifier]] = {

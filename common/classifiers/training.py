@@ -1,25 +1,34 @@
-"""Training of small classifiers: standard, noise-and-blur augmented, l2-adversarial; and temperature calibration."""
+"""Training of small classifiers: standard, noise-and-blur augmented, adversarial in one norm or several; and
+temperature calibration."""
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from common.attacks import apgd_l1, unit
 from common.errors import VceError
+
+NORMS = ("l1", "l2", "linf")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained. `epsilon` is the l2 radius of the adversary in image units (0: none), `steps` its
-    gradient steps per batch; `augment` adds noise and blur."""
+    """How a classifier is trained.
+
+    `adversary` gives its radius in image units for each norm of the threat (`l1`, `l2`, `linf`); none trains plainly,
+    several by E-AT. `steps` are the adversary's gradient steps per batch. `start` names the classifier of the same
+    world and seed whose weights are fine-tuned. `augment` adds noise and blur.
+    """
 
     architecture: str
     epochs: int
-    epsilon: float = 0.0
+    adversary: dict[str, float] = field(default_factory=dict)
     steps: int = 2
+    start: str | None = None
     augment: bool = False
     batch_size: int = 128
     learning_rate: float = 3e-3
@@ -37,9 +46,12 @@ def train(
     """Fit `model` in place: AdamW, one-cycle rate, cross-entropy on (perturbed) batches; batch-norm in eval mode while
     attacking.
 
-    Raises VceError when the loss stops being finite.
+    With several norms each batch draws one with a weight of 1 − the running robust training accuracy in it, equal at
+    the start (E-AT, SVCE spec §2.6). Raises VceError when the loss stops being finite.
     """
     generator = torch.Generator().manual_seed(seed)
+    norms = list(recipe.adversary)
+    correct, seen = torch.zeros(len(norms)), torch.zeros(len(norms))
     batches = -(-len(images) // recipe.batch_size)
     optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=recipe.epochs * batches)
@@ -49,42 +61,89 @@ def train(
             x, y = images[rows], labels[rows]
             if recipe.augment:
                 x = noise_and_blur(x, generator)
-            if recipe.epsilon:
+            if norms:
+                chosen = choose_norm(correct, seen, generator)
+                norm = norms[chosen]
                 model.eval()
-                x = x + l2_attack(model, x, y, recipe.epsilon, recipe.steps, generator)
+                x = x + attack(model, x, y, norm, recipe.adversary[norm], recipe.steps, generator)
             model.train()
             optimiser.zero_grad()
-            loss = F.cross_entropy(model(x), y)
+            logits = model(x)
+            loss = F.cross_entropy(logits, y)
             loss.backward()
+            if norms:
+                correct[chosen] += (logits.argmax(1) == y).sum()
+                seen[chosen] += len(y)
             optimiser.step()
             schedule.step()
             total += loss.detach() * len(rows)
         mean = (total / len(images)).item()
-        if not math.isfinite(mean):
+        # the last step of an epoch is not in its loss
+        if not (math.isfinite(mean) and all(value.isfinite().all() for value in model.parameters())):
             raise VceError(f"training diverged in epoch {epoch + 1}: the loss is not finite; lower `learning_rate`")
         if progress:
             progress({"epoch": epoch + 1, "epochs": recipe.epochs, "loss": mean})
     model.eval()
 
 
-def l2_attack(
-    model: nn.Module, x: Tensor, y: Tensor, epsilon: float, steps: int, generator: torch.Generator | None = None
-) -> Tensor:
-    """Untargeted l2-PGD: perturbations N×C×H×W of norm ≤ `epsilon` that keep the image in [0, 1].
+def choose_norm(correct: Tensor, seen: Tensor, generator: torch.Generator) -> int:
+    """The norm of the next batch, drawn with weights 1 − correct/seen (E-AT); a norm not seen yet weighs as one that
+    always fails."""
+    if len(seen) == 1:
+        return 0
+    weight = 1 - correct / seen.clamp_min(1)
+    return int(torch.multinomial(weight.clamp_min(1e-3), 1, generator=generator))
 
-    Random start inside the ball (at the centre without a generator), `steps` normalised gradient steps of 2ε/steps.
+
+def attack(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    epsilon: float,
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Untargeted attack of training: perturbations N×C×H×W of norm ≤ `epsilon` that keep the image in [0, 1].
+
+    l2 and linf: PGD from a random start inside the ball, `steps` steps of 2ε/steps along the steepest direction. l1:
+    l1-APGD, whose steps are sparse. Raises VceError for another norm.
     """
-    delta = torch.zeros_like(x)
-    if generator is not None:
-        delta = torch.randn(x.shape, generator=generator)
-        delta *= epsilon * torch.rand(len(x), 1, 1, 1, generator=generator) / _norm(delta)
+    if norm not in NORMS:
+        raise VceError(f"adversary: norm {norm!r} is unknown; choose from {', '.join(NORMS)}")
+    if norm == "l1":
+        z = torch.randn(x.shape, generator=generator)
+        return apgd_l1(x, cross_entropy_gradient(model, y), epsilon, z, steps).x - x
+    delta = torch.randn(x.shape, generator=generator)
+    delta = _direction(delta, norm) * epsilon * torch.rand(len(x), 1, 1, 1, generator=generator)
+    gradient = cross_entropy_gradient(model, y)
+    everyone = torch.arange(len(x))
     for _ in range(steps):
-        delta.requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(model(x + delta), y, reduction="sum"), delta)
-        delta = delta.detach() + gradient * (2 * epsilon / steps / _norm(gradient))
-        delta *= (epsilon / _norm(delta)).clamp(max=1)
+        _, g = gradient(x + delta, everyone)
+        delta = delta + _direction(g, norm) * (2 * epsilon / steps)
+        if norm == "l2":
+            delta *= (epsilon / delta.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp(max=1).view(-1, 1, 1, 1)
+        else:
+            delta = delta.clamp(-epsilon, epsilon)
         delta = (x + delta).clamp(0, 1) - x
     return delta
+
+
+def cross_entropy_gradient(model: nn.Module, y: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`(x, rows) -> (N losses, N×C×H×W gradients)` of the cross-entropy against y[rows], for the optimisers of
+    `common.attacks`."""
+
+    def value_and_grad(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        loss = F.cross_entropy(model(x), y[rows], reduction="none")
+        (g,) = torch.autograd.grad(loss.sum(), x)
+        return loss.detach(), g
+
+    return value_and_grad
+
+
+def _direction(g: Tensor, norm: str) -> Tensor:
+    return unit(g) if norm == "l2" else g.sign()
 
 
 def noise_and_blur(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -111,12 +170,3 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
         (model(x).argmax(1) == y).sum() for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
     ]
     return (torch.stack(hits).sum() / len(labels)).item()
-
-
-def robust_accuracy(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, steps: int = 20) -> float:
-    """Accuracy under l2-PGD of radius `epsilon`, from the image itself."""
-    return accuracy(model, images + l2_attack(model, images, labels, epsilon, steps), labels)
-
-
-def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.data import scenes
+from common.data import cues, scenes
 from common.errors import VceError
 from common.explain import Streams
 
@@ -25,18 +25,24 @@ SPLITS = ("systems", "calibration", "oracles", "tuning", "pairs")
 
 @dataclass(frozen=True)
 class World:
-    """image_shape (C, H, W); class names; whether exact masks and twins exist; the data file, if any."""
+    """image_shape (C, H, W); class names; whether exact masks and twins exist; the data file, if any.
+
+    `cue` is planted on part of class 0; `alike` says that classes 0 and 1 are hard to tell apart without one. A world
+    that is neither rendered nor the plain file holds out-of-distribution starts; its labels stratify, and mean nothing.
+    """
 
     name: str
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     rendered: bool
     artifact: str | None = None
+    alike: bool = False
+    cue: str | None = None
 
 
 @dataclass(frozen=True)
 class Images:
-    """images N×C×H×W in [0, 1], labels N, ids N; masks N×H×W in [0, 1] on rendered worlds."""
+    """images N×C×H×W in [0, 1], labels N, ids N; masks N×H×W in [0, 1] where the object's place is known."""
 
     images: Tensor
     labels: Tensor
@@ -44,12 +50,18 @@ class Images:
     masks: Tensor | None = None
 
 
+SCENE, DIGIT = (3, scenes.SIZE, scenes.SIZE), (1, 28, 28)
+DIGITS = tuple("0123456789")
 WORLDS = {
     world.name: world
     for world in (
-        World("scenes", (3, scenes.SIZE, scenes.SIZE), scenes.CLASSES, rendered=True),
-        World("scenes-tied", (3, scenes.SIZE, scenes.SIZE), scenes.CLASSES, rendered=True),
-        World("mnist", (1, 28, 28), tuple("0123456789"), rendered=False, artifact="mnist_5k.csv.gz"),
+        World("scenes", SCENE, scenes.CLASSES, rendered=True),
+        World("scenes-tied", SCENE, scenes.CLASSES, rendered=True),
+        World("scenes-uncued", SCENE, scenes.CLASSES, rendered=True, alike=True),
+        *(World(f"scenes-{cue}", SCENE, scenes.CLASSES, rendered=True, alike=True, cue=cue) for cue in cues.CUES),
+        World("scenes-empty", SCENE, scenes.CLASSES, rendered=False),
+        World("mnist", DIGIT, DIGITS, rendered=False, artifact="mnist_5k.csv.gz"),
+        World("mnist-scrambled", DIGIT, DIGITS, rendered=False, artifact="mnist_5k.csv.gz"),
     )
 }
 
@@ -99,40 +111,91 @@ def load(name: str, table: pd.DataFrame, split: str, data: Path, n: int | None =
 
 def load_ids(name: str, ids: tuple[str, ...], data: Path) -> Images:
     """The images with these ids, in this order."""
-    if world(name).rendered:
+    artifact = world(name).artifact
+    if artifact is None:
         factors = scene_factors(name, ids)
-        images, masks = scenes.render(factors)
+        images, masks = _render(name, ids, factors)
         return Images(images, factors.label, ids, masks)
-    pixels, labels = _mnist(data / world(name).artifact)
+    pixels, labels = _mnist(data / artifact)
     rows = [int(image_id.split("-")[1]) for image_id in ids]
-    return Images(torch.from_numpy(pixels[rows]).float().view(-1, 1, 28, 28) / 255, torch.from_numpy(labels[rows]), ids)
+    images = torch.from_numpy(pixels[rows]).float().view(-1, *DIGIT) / 255
+    if name == "mnist-scrambled":
+        images = scrambled(images, ids).clamp(0, 1)
+    return Images(images, torch.from_numpy(labels[rows]), ids)
 
 
 def scene_factors(name: str, ids: tuple[str, ...]) -> scenes.Factors:
-    """The factors behind images of a rendered world."""
-    return scenes.sample(ids, WORLD_SEED, tied=name == "scenes-tied")
+    """The factors behind images of a rendered world; in `scenes-empty`, those of a scene without its object."""
+    factors = scenes.sample(ids, WORLD_SEED, tied=name == "scenes-tied")
+    return scenes.emptied(factors) if name == "scenes-empty" else factors
 
 
 def twins(name: str, ids: tuple[str, ...]) -> Tensor:
-    """N×K×C×H×W: each scene rendered with every class in turn, all nuisances fixed (twin error G1)."""
-    factors = scene_factors(name, ids)
+    """N×K×C×H×W: each scene rendered with every class in turn, all nuisances fixed, a planted cue too (twin error G1).
+
+    Raises VceError on a world that is not rendered.
+    """
+    factors = _with_twins(name, ids)
     n_classes = len(world(name).class_names)
-    every = [scenes.render(scenes.twin(factors, torch.full((len(ids),), label)))[0] for label in range(n_classes)]
-    return torch.stack(every, 1)
+    labels = [torch.full((len(ids),), label) for label in range(n_classes)]
+    return torch.stack([_render(name, ids, factors, scenes.twin(factors, label))[0] for label in labels], 1)
 
 
 def interventions(name: str, ids: tuple[str, ...], target: Tensor) -> dict[str, Tensor]:
-    """The images N×C×H×W under do(factor): the class factor set to `target`, or the background's palette to another."""
-    factors = scene_factors(name, ids)
+    """The images N×C×H×W under do(factor): the class factor set to `target`, the background's palette to another, and,
+    where the world plants a cue, the cue removed from the images that carry it and pasted on the others.
+
+    Raises VceError on a world that is not rendered.
+    """
+    factors = _with_twins(name, ids)
     other = replace(factors, palette=(factors.palette + 1) % len(scenes.PALETTE))
-    return {"label": scenes.render(scenes.twin(factors, target))[0], "palette": scenes.render(other)[0]}
+    changed = {"label": scenes.twin(factors, target), "palette": other}
+    images = {factor: _render(name, ids, factors, scene)[0] for factor, scene in changed.items()}
+    if world(name).cue is not None:
+        images["cue"] = _render(name, ids, factors, toggle=True)[0]
+    return images
+
+
+def scrambled(digits: Tensor, ids: tuple[str, ...]) -> Tensor:
+    """Images N×1×H×W of equal amplitude spectrum and mean whose Fourier phases are those of noise seeded by the id;
+    not clamped, so that some values leave [0, 1]."""
+    noise = Streams(WORLD_SEED, ids, (0,) * len(ids)).normal(digits.shape[1:], "phase")
+    spectrum, phases = torch.fft.rfft2(digits.double()), torch.fft.rfft2(noise.double()).angle()
+    phases[..., 0, 0] = 0  # the mean keeps its sign
+    return torch.fft.irfft2(torch.polar(spectrum.abs(), phases), s=digits.shape[-2:]).float()
+
+
+def _with_twins(name: str, ids: tuple[str, ...]) -> scenes.Factors:
+    if not world(name).rendered:
+        rendered = ", ".join(other.name for other in WORLDS.values() if other.rendered)
+        raise VceError(f"world {name!r} has no twins and no interventions; choose one of {rendered}")
+    return scene_factors(name, ids)
+
+
+def _render(
+    name: str,
+    ids: tuple[str, ...],
+    factors: scenes.Factors,
+    changed: scenes.Factors | None = None,
+    toggle: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Images and masks of the `changed` scenes (the scenes themselves by default); the cue stays with the images that
+    `factors` gives it to, or, with `toggle`, goes to all the others."""
+    spec = world(name)
+    images, masks = scenes.render(changed or factors, alike=spec.alike)
+    if spec.cue is None:
+        return images, masks
+    carries, site = cues.planted(spec.cue, ids, factors.label, WORLD_SEED)
+    cued = cues.overlay(images, spec.cue, site)
+    return torch.where((carries ^ toggle)[:, None, None, None], cued, images), masks
 
 
 def _pool(name: str, needed: int, data: Path) -> tuple[np.ndarray, np.ndarray]:
-    if world(name).rendered:
+    artifact = world(name).artifact
+    if artifact is None:
         ids = tuple(f"scene-{i:05d}" for i in range(int(1.2 * needed) + 100))
         return np.array(ids), scene_factors(name, ids).label.numpy()
-    _, labels = _mnist(data / world(name).artifact)
+    _, labels = _mnist(data / artifact)
     return np.array([f"mnist-{i:04d}" for i in range(len(labels))]), labels
 
 

@@ -6,7 +6,8 @@ mask.
 
 Two variants share every factor but one: in `scenes` the background palette is independent of the class; in
 `scenes-tied` it equals the class with probability .8, so that an explanation that moves the background can be right
-about the classifier, and "object-centric" can be wrong.
+about the classifier, and "object-centric" can be wrong. The worlds of `common.data.cues` render the factors of `scenes`
+with two classes made alike.
 """
 
 import math
@@ -21,6 +22,7 @@ CLASSES = ("vertical stripes", "horizontal stripes", "diagonal stripes", "rings"
 SIZE = 32
 TIED = 0.8
 MODES = 6  # cosines per background
+FAINT = 0.25  # contrast left to the textures of classes 0 and 1 where they are alike
 TINT = torch.tensor([[1.0, 0.25, 0.2], [0.2, 0.85, 0.3], [0.25, 0.4, 1.0], [0.95, 0.8, 0.15], [0.8, 0.25, 0.9]])
 # faint on purpose: a palette that fills the image and is easy to see leaves a robust net no reason to read the texture
 PALETTE = torch.tensor([[0.47, 0.4, 0.38], [0.4, 0.44, 0.39], [0.4, 0.41, 0.46], [0.47, 0.45, 0.37], [0.46, 0.4, 0.44]])
@@ -82,8 +84,11 @@ def sample(ids: tuple[str, ...], seed: int, *, tied: bool) -> Factors:
     )
 
 
-def render(factors: Factors) -> tuple[Tensor, Tensor]:
-    """Images N×3×32×32 in [0, 1] and the object's exact coverage masks N×32×32 in [0, 1]."""
+def render(factors: Factors, *, alike: bool = False) -> tuple[Tensor, Tensor]:
+    """Images N×3×32×32 in [0, 1] and the object's exact coverage masks N×32×32 in [0, 1].
+
+    `alike` makes classes 0 and 1 hard to tell apart: one tint for both, and their textures at `FAINT` of the contrast.
+    """
     axis = torch.arange(SIZE, dtype=torch.float32) + 0.5
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     dx = x - factors.centre[:, 0, None, None]
@@ -95,11 +100,21 @@ def render(factors: Factors) -> tuple[Tensor, Tensor]:
     clutter = torch.einsum("nmc,nmhw->nchw", factors.amplitude, (waves + factors.wave_phase[..., None, None]).cos())
     background = PALETTE[factors.palette][:, :, None, None] + clutter
 
-    base = 0.9 * factors.colour + 0.1 * TINT[factors.label]
-    texture = factors.contrast[:, None, None] * _texture(factors, dx, dy)
+    tint, contrast = TINT[factors.label], factors.contrast
+    if alike:
+        either = factors.label < 2
+        tint = torch.where(either[:, None], TINT[:2].mean(0), tint)
+        contrast = torch.where(either, FAINT * contrast, contrast)
+    base = 0.9 * factors.colour + 0.1 * tint
+    texture = contrast[:, None, None] * _texture(factors, dx, dy)
     body = base[:, :, None, None] + texture[:, None]
     cover = mask[:, None]
     return ((cover * body + (1 - cover) * background) * light[:, None]).clamp(0, 1), mask
+
+
+def emptied(factors: Factors) -> Factors:
+    """The same clutter and light without an object: a radius below zero covers no pixel."""
+    return replace(factors, radius=torch.full_like(factors.radius, -1.0))
 
 
 def twin(factors: Factors, label: Tensor) -> Factors:

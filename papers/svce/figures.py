@@ -1,6 +1,6 @@
 """Job: the figures of Sparse VCE from shards, rows and tables.
 
-python -m papers.svce.figures --robust B... --plain B --rows R --methods M --tests T --out DIR
+python -m papers.svce.figures --shards DIR --seeds 0 1 2 --results DIR --out DIR
 """
 
 import argparse
@@ -17,35 +17,113 @@ from common.data import datasets
 from common.errors import one_line_errors
 from common.figures import difference_map, image_grid, picture, save_figure, style, with_maximum
 from common.files import sha256
+from papers.svce.discovery import MIN_EFFECT
 
 PATHS = {"apgd/l1/k75": "l1 (APGD)", "afw-b/l1.5/k75": "l1.5 (AFW)", "apgd/l2/k75": "l2 (APGD)"}
 ANCHORS = {"random": "random", "class-mean": "class mean", "nearest-real": "nearest real", "twin": "true twin"}
 THRESHOLDED = {"apgd/l2/k75/thresholded": "l2 cut to l1.5's pixels"}
+NAMES = PATHS | ANCHORS | {
+    "pvce/l2": "l2-pVCE",
+    "blended": "blended diffusion",
+    **{method.replace("k75", "k25"): name for method, name in PATHS.items()},
+}
+SYMBOL = {"blended": "λ"}
 OPTIMISERS = {"afw-a": "AFW, variant A", "afw-b": "AFW, variant B", "apgd": "APGD", "fw": "plain FW"}
 
 
 def grid(shard: Shard, data: Path, pairs_shown: int = 6, radii_shown: int = 3) -> plt.Figure:
     """Grids in the layout of spec §4: the original with predicted class, then l1.5 counterfactuals at three radii with
     target confidence, each with its difference map; the l1 and l2 counterfactuals at the largest of them."""
-    names = datasets.world(shard.world).class_names
-    originals = datasets.load_ids(shard.world, shard.ids[:pairs_shown], data).images
-    main, others = shard.batches["afw-b/l1.5/k75"], ("apgd/l1/k75", "apgd/l2/k75")
+    main = shard.batches["afw-b/l1.5/k75"]
     columns = np.linspace(1, len(main.strengths) - 1, radii_shown).round().astype(int)
+    shown = [("afw-b/l1.5/k75", int(j)) for j in columns]
+    shown += [(method, -1) for method in ("apgd/l1/k75", "apgd/l2/k75") if method in shard.batches]
+    return _grid(shard, data, shown, range(pairs_shown))
+
+
+def grid_density(shard: Shard, data: Path, pairs_shown: int = 6) -> plt.Figure:
+    """The l2 counterfactual beside those that a diffusion model regularises, at the same radius (claim C11)."""
+    radius = shard.batches["pvce/l2"].strengths[-1]
+    shown = [("apgd/l2/k75", shard.batches["apgd/l2/k75"].strengths.index(radius)), ("pvce/l2", -1), ("blended", -1)]
+    return _grid(shard, data, shown, range(pairs_shown))
+
+
+def grid_cues(shards: list[Shard], data: Path, pairs_shown: int = 2) -> plt.Figure:
+    """What a clean net and nets with a planted cue add to class 1 to make it class 0, by norm (claim C10)."""
+    shown = [(method, -1) for method in shards[0].batches]
+    return _grid_of([(shard, i) for shard in shards for i in range(pairs_shown)], data, shown, named=True)
+
+
+def _grid(shard: Shard, data: Path, shown: list[tuple[str, int]], samples: range) -> plt.Figure:
+    return _grid_of([(shard, i) for i in samples if i < len(shard.ids)], data, shown)
+
+
+def _grid_of(
+    samples: list[tuple[Shard, int]], data: Path, shown: list[tuple[str, int]], named: bool = False
+) -> plt.Figure:
+    """A row per (shard, sample): the original, then each (method, place on its path) and its difference map."""
     rows, labels = [], []
-    for i, original in enumerate(originals):
+    for shard, i in samples:
+        names = datasets.world(shard.world).class_names
+        original = datasets.load_ids(shard.world, shard.ids[i : i + 1], data).images[0]
         line = [(picture(original), f"sees {names[int(shard.source_prediction[i])]}")]
-        for j in columns:
-            confidence = main.confidence[i, j].item()
-            line.append((picture(main.images[i, j]), f"l1.5, ε = {main.strengths[j]:g}: p = {confidence:.2f}"))
-            line.append(with_maximum(difference_map(main.images[i, j], original)))
-        for method in others:
+        for method, j in shown:
             batch = shard.batches[method]
-            image, confidence = batch.images[i, -1], batch.confidence[i, -1].item()
-            title = f"{method.split('/')[1]}, ε = {batch.strengths[-1]:g}: p = {confidence:.2f}"
+            image, confidence = batch.images[i, j], batch.confidence[i, j].item()
+            title = f"{NAMES.get(method, method)}, {SYMBOL.get(method, 'ε')} = {batch.strengths[j]:g}: p = {confidence:.2f}"
             line += [(picture(image), title), with_maximum(difference_map(image, original))]
         rows.append(line)
-        labels.append(f"→ {names[int(shard.target[i])]}")
-    return image_grid(rows, labels, cell=1.55)
+        world = f"{shard.world}\n" if named else ""
+        labels.append(f"{world}→ {names[int(shard.target[i])]}")
+    return image_grid(rows, labels, cell=1.6)
+
+
+def realism(table: pd.DataFrame) -> plt.Figure:
+    """KID of every set of counterfactuals with its interval, from real and from empty start images; the dashed line is
+    the floor, real images against real images, the dotted one doing nothing. The share that the panel reads as the target
+    stands beside each (claims C5, C7, C8)."""
+    shown = table[table["starts"].isin(["ID", "OD"])]
+    worlds = sorted(shown["world"].unique(), reverse=True)
+    sets = [shown[(shown["world"] == world) & (shown["classifier"] != "none")] for world in worlds]
+    heights = [part.groupby(["classifier", "method"]).ngroups for part in sets]
+    figure, axes = plt.subplots(
+        len(worlds), 2, figsize=(12, 0.34 * sum(heights) + 1.4), sharey="row", squeeze=False, height_ratios=heights
+    )
+    for line, world, part in zip(axes, worlds, sets, strict=True):
+        keys = sorted(part.groupby(["classifier", "method"]).groups)
+        for axis, starts in zip(line, ("ID", "OD"), strict=True):
+            cell = part[part["starts"] == starts].set_index(["classifier", "method"]).reindex(keys)
+            error = np.stack([cell["kid"] - cell["low"], cell["high"] - cell["kid"]]).clip(0)
+            axis.errorbar(cell["kid"], range(len(keys)), xerr=error, fmt="o", ms=4, capsize=2)
+            for y, (right, valid) in enumerate(zip(cell["high"], cell["oracle_valid"], strict=True)):
+                axis.annotate(f"  {valid:.0%}", (right, y), va="center", fontsize=7)
+            for method, style_ in (("real", "--"), ("identity", ":")):
+                control = shown[(shown["world"] == world) & (shown["starts"] == starts) & (shown["method"] == method)]
+                axis.axvline(control["kid"].mean(), color="0.3", lw=1, ls=style_)
+            axis.set(title=f"{world}, {'from real images (ID)' if starts == 'ID' else 'from images without object (OD)'}")
+            axis.set(xlabel="KID (lower: closer to real images); %: read as the target by the panel")
+            axis.margins(x=0.12)
+        line[0].set(yticks=range(len(keys)), yticklabels=[f"{kind}: {NAMES.get(m, m)}" for kind, m in keys])
+        line[0].invert_yaxis()
+    figure.tight_layout()
+    return figure
+
+
+def discovery(nets: pd.DataFrame) -> plt.Figure:
+    """Every net: what pasting the cue does to it against how much its counterfactuals look like the cue (claim C10)."""
+    nets = nets.assign(
+        net=np.where(nets["planted"], "cue planted", "clean"), norm=nets["method"].str.split("/").str[1]
+    )
+    plot = sns.relplot(
+        nets, x="overlay_gain", y="alignment_gain", hue="norm", style="net", style_order=["cue planted", "clean"],
+        col="cue", s=70, height=3.2, aspect=1.15,
+    )  # fmt: skip
+    for axis in plot.axes.flat:
+        axis.axvline(MIN_EFFECT, color="0.3", lw=0.8, ls="--")
+        axis.axhline(0, color="0.3", lw=0.8)
+    plot.set_titles("{col_name} cue (dashed: gate)")
+    plot.set_axis_labels("effect of pasting the cue, above its control", "alignment with the cue, above its control")
+    return plot.figure
 
 
 def optimisers(shards: list[Shard]) -> plt.Figure:
@@ -86,7 +164,7 @@ def optimisers(shards: list[Shard]) -> plt.Figure:
 def sparsity(methods: pd.DataFrame) -> plt.Figure:
     """Sparsity, visibly changed pixels, place and honesty at matched confidence, with 95 % intervals."""
     shown = PATHS | THRESHOLDED | ANCHORS
-    cells = [("scenes", "l2at"), ("scenes", "standard"), ("scenes-tied", "l2at")]
+    cells = [("scenes", "l2at"), ("scenes", "standard"), ("scenes-tied", "l2at"), ("mnist", "l2at")]
     metrics = {"hoyer": "Hoyer sparsity", "pixel_share": "pixels with Σ|δ| > 0.1", "on_mask": "change on the object",
                "honest": "first success is oracle-valid"}  # fmt: skip
     figure, axes = plt.subplots(1, len(metrics), figsize=(13, 3.6), sharey=True)
@@ -95,7 +173,7 @@ def sparsity(methods: pd.DataFrame) -> plt.Figure:
             cell = methods[(methods["world"] == world) & (methods["classifier"] == classifier)].set_index("method")
             label = f"{world}, {classifier}" + (" (left out: reliance on the class factor < .8)" if cell.empty else "")
             cell = cell.reindex(list(shown))
-            y = np.arange(len(shown)) + 0.22 * (k - 1)
+            y = np.arange(len(shown)) + 0.18 * (k - 1.5)
             error = np.stack([cell[metric] - cell[f"{metric}_low"], cell[f"{metric}_high"] - cell[metric]]).clip(0)
             axis.errorbar(cell[metric], y, xerr=error, fmt="o", ms=4, capsize=2, label=label)
         axis.set(title=title, xlim=(-0.03, 1.03))
@@ -188,29 +266,37 @@ def verdicts(tests: pd.DataFrame) -> plt.Figure:
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--robust", type=Path, nargs="+", required=True, help="shards of the robust classifier, one a seed"
-    )
-    parser.add_argument("--plain", type=Path, required=True, help="a shard of the plain classifier")
-    parser.add_argument("--rows", type=Path, required=True, help="the long table")
-    parser.add_argument("--methods", type=Path, required=True, help="the table of methods at matched confidence")
-    parser.add_argument("--tests", type=Path, required=True, help="the table of test outcomes")
+    parser.add_argument("--shards", type=Path, required=True, help="folder of shards: STARTS/WORLD/KIND-SEED")
+    parser.add_argument("--seeds", nargs="+", required=True, help="training seeds; the first is shown in grids")
+    parser.add_argument("--results", type=Path, required=True, help="folder of rows.parquet and tables/")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
     parser.add_argument("--out", type=Path, required=True, help="folder of NAME.png and NAME.svg")
     args = parser.parse_args()
     style()
-    robust = [read_shard(path) for path in args.robust]
+    robust = [args.shards / f"pairs/scenes/l2at-{seed}.safetensors" for seed in args.seeds]
+    first = args.seeds[0]
+    plain = args.shards / f"pairs/scenes/standard-{first}.safetensors"
+    mnist = args.shards / f"pairs/mnist/l2at-{first}.safetensors"
+    cues = sorted(args.shards.glob(f"cues/*/l2at-{first}.safetensors"))
+    rows, table = args.results / "rows.parquet", args.results / "tables"
+    shards = [read_shard(path) for path in robust]
+    long = pd.read_parquet(rows)
     figures = {
-        "grid": (grid(robust[0], args.data), args.robust[:1]),
-        "grid-plain": (grid(read_shard(args.plain), args.data), [args.plain]),
-        "optimisers": (optimisers(robust), args.robust),
-        "sparsity": (sparsity(pd.read_csv(args.methods)), [args.methods]),
-        "sparsity-confidence": (sparsity_confidence(pd.read_parquet(args.rows)), [args.rows]),
-        "radius": (radius(pd.read_parquet(args.rows)), [args.rows]),
-        "verdicts": (verdicts(pd.read_csv(args.tests)), [args.tests]),
+        "grid": (grid(shards[0], args.data), robust[:1]),
+        "grid-plain": (grid(read_shard(plain), args.data), [plain]),
+        "grid-mnist": (grid(read_shard(mnist), args.data), [mnist]),
+        "grid-density": (grid_density(shards[0], args.data), robust[:1]),
+        "grid-cues": (grid_cues([read_shard(path) for path in cues], args.data), cues),
+        "optimisers": (optimisers(shards), robust),
+        "sparsity": (sparsity(pd.read_csv(table / "methods.csv")), [table / "methods.csv"]),
+        "sparsity-confidence": (sparsity_confidence(long), [rows]),
+        "radius": (radius(long), [rows]),
+        "realism": (realism(pd.read_csv(table / "realism.csv")), [table / "realism.csv"]),
+        "discovery": (discovery(pd.read_csv(table / "discovery.csv")), [table / "discovery.csv"]),
+        "verdicts": (verdicts(pd.read_csv(table / "tests.csv")), [table / "tests.csv"]),
     }
     for name, (figure, inputs) in figures.items():
-        hashes = {path.name: sha256(path) for path in inputs}
+        hashes = {f"{path.parent.name}/{path.name}": sha256(path) for path in inputs}
         save_figure(figure, args.out / f"{name}.png", {"rule": "svce_figures", "figure": name, "inputs": hashes})
 
 

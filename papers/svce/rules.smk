@@ -1,82 +1,195 @@
 # Sparse VCE: explain → measure → verdicts → figures.
 SVCE = config["svce"]
-SVCE_SHARDS = {
-    f"{shard['world']}/{shard['classifier']}": shard for shard in SVCE["shards"]
+SVCE_SHARDS = f"{WORK}/svce/batches"
+SVCE_GROUPS = {
+    name: [
+        {
+            **entry,
+            "starts": {"name": entry["starts"], **SVCE["starts"][entry["starts"]]},
+            "cells": [cell for cells in entry["cells"] for cell in SVCE["cells"][cells]],
+        }
+        for entry in group
+    ]
+    for name, group in SVCE["groups"].items()
 }
-SVCE_BATCHES = [
-    f"{WORK}/svce/batches/{name}-{seed}.safetensors"
-    for name in SVCE_SHARDS
-    for seed in config["seeds"]
-]
+SVCE_ENTRIES = [entry for group in SVCE_GROUPS.values() for entry in group]
 SVCE_FIGURES = [
     "grid",
     "grid-plain",
+    "grid-mnist",
+    "grid-density",
+    "grid-cues",
     "optimisers",
     "sparsity",
     "sparsity-confidence",
     "radius",
+    "realism",
+    "discovery",
     "verdicts",
 ]
 FIGURES_OF["svce"] = [
-    f"{FIGURES}/svce/{name}.png" for name in [*SVCE_FIGURES, "photos"]
+    f"{FIGURES}/svce/{name}.png" for name in [*SVCE_FIGURES, "photos", "overlay"]
 ]
 
 
-def svce_recipe(wildcards):
-    shard = SVCE_SHARDS[f"{wildcards.world}/{wildcards.kind}"]
-    cells = [cell for group in shard["cells"] for cell in SVCE["cells"][group]]
-    recipe = {
-        key: SVCE[key] for key in ("n_pairs", "random_radii", "traced", "thresholded")
-    }
-    return json.dumps({**recipe, "cells": cells})
+def svce_shards(entries, seeds="{seed}"):
+    """The shards of some entries of the groups."""
+    return [
+        f"{SVCE_SHARDS}/{entry['starts']['name']}/{entry['world']}/{kind}-{seed}.safetensors"
+        for entry in entries
+        for kind in entry["classifiers"]
+        for seed in ([seeds] if isinstance(seeds, str) else seeds)
+    ]
 
 
-rule svce_explain:
-    input:
-        splits=f"{WORK}/common/splits/{{world}}.parquet",
-        checkpoint=rules.classifier.output,
-    output:
-        f"{WORK}/svce/batches/{{world}}/{{kind}}-{{seed}}.safetensors",
-        f"{WORK}/svce/batches/{{world}}/{{kind}}-{{seed}}.cost.json",
-    log:
-        f"{LOGS}/svce/explain/{{world}}/{{kind}}-{{seed}}.log",
-    priority: 1
-    params:
-        src=digest("papers.svce.explain"),
-        recipe=svce_recipe,
-    shell:
-        "python -m papers.svce.explain --world {wildcards.world} --splits {input.splits} --checkpoint {input.checkpoint}"
-        " --kind {wildcards.kind} --seed {wildcards.seed} --recipe {params.recipe:q} --out {output[0]} 2> >(tee {log} >&2)"
+def svce_diffusion(group):
+    """The diffusion model, where a method of the group needs it."""
+    used = {cell["optimiser"] for entry in group for cell in entry["cells"]}
+    return [
+        f"{WORK}/common/generators/scenes-diffusion.safetensors"
+        for _ in used & {"pvce", "blended"}
+    ][:1]
+
+
+def svce_started(*starts):
+    """All shards whose images were chosen by one of these rules."""
+    entries = [entry for entry in SVCE_ENTRIES if entry["starts"]["name"] in starts]
+    return svce_shards(entries, config["seeds"])
+
+
+SVCE_ROWS = svce_started("pairs", "ablations")
+SVCE_SETS = svce_started("ID", "OD") + [
+    shard
+    for shard in svce_started("pairs")
+    if shard.split("/")[-2] + "/" + shard.split("/")[-1].rsplit("-", 1)[0]
+    in SVCE["realism"]["pairs"]["cells"]
+]
+SVCE_CUES = svce_started("cues")
+SVCE_CUE_NETS = [
+    f"{CLASSIFIERS}/{'/'.join(shard.split('/')[-2:])}" for shard in SVCE_CUES
+]
+
+
+for name, group in SVCE_GROUPS.items():
+
+    rule:
+        name:
+            f"svce_explain_{name}"
+        input:
+            splits=sorted({f"{SPLITS}/{entry['world']}.parquet" for entry in group}),
+            data=sorted({file for entry in group for file in data_of(entry["world"])}),
+            checkpoints=sorted(
+                {
+                    f"{CLASSIFIERS}/{entry.get('trained_on', entry['world'])}/{kind}-{{seed}}.safetensors"
+                    for entry in group
+                    for kind in entry["classifiers"]
+                }
+            ),
+            diffusion=svce_diffusion(group),
+        output:
+            svce_shards(group),
+            [
+                shard.replace(".safetensors", ".cost.json")
+                for shard in svce_shards(group)
+            ],
+        log:
+            f"{LOGS}/svce/explain/{name}-{{seed}}.log",
+        priority: 1
+        params:
+            src=digest("papers.svce.shards"),
+            group=json.dumps(group),
+            splits=SPLITS,
+            checkpoints=CLASSIFIERS,
+            diffusion=[f"--diffusion {model}" for model in svce_diffusion(group)],
+            folder=SVCE_SHARDS,
+        shell:
+            "python -m papers.svce.shards --group {params.group:q} --splits {params.splits}"
+            " --checkpoints {params.checkpoints} {params.diffusion} --seed {wildcards.seed} --out {params.folder}"
+            " 2> >(tee {log} >&2)"
 
 
 rule svce_measure:
     input:
-        shards=SVCE_BATCHES,
-        splits=sorted(
-            {
-                f"{WORK}/common/splits/{shard['world']}.parquet"
-                for shard in SVCE["shards"]
-            }
+        shards=SVCE_ROWS,
+        splits=rules.splits.output,
+        data=sorted({file for world in SVCE["panels"] for file in data_of(world)}),
+        oracles=expand(
+            f"{ORACLES}/{{world}}-{{judge}}.safetensors",
+            world=sorted(set(SVCE["panels"].values())),
+            judge=JUDGES[:3],
         ),
-        augmented=f"{WORK}/common/oracles/{config['panel']}-augmented.safetensors",
-        svm=f"{WORK}/common/oracles/{config['panel']}-svm.safetensors",
-        l2at=f"{WORK}/common/oracles/{config['panel']}-l2at.safetensors",
     output:
         rows=f"{RESULTS}/svce/rows.parquet",
-        gate=f"{RESULTS}/svce/tables/oracle_gate.csv",
+        tables=expand(
+            f"{RESULTS}/svce/tables/{{name}}.csv",
+            name=["oracle_gate", "minimal", "diversity"],
+        ),
         cost=f"{WORK}/svce/cost.parquet",
     log:
         f"{LOGS}/svce/measure.log",
     params:
         src=digest("papers.svce.measure"),
+        panels=[f"{world}={panel}" for world, panel in SVCE["panels"].items()],
+        ungated=SVCE["ungated"],
+        splits=SPLITS,
+        oracles=ORACLES,
+        tables=f"{RESULTS}/svce/tables",
     shell:
-        "python -m papers.svce.measure --shards {input.shards} --splits {input.splits} --out {output.rows} --gate {output.gate} --cost {output.cost}"
-        " --panel augmented={input.augmented} svm={input.svm} l2at={input.l2at} 2> >(tee {log} >&2)"
+        "python -m papers.svce.measure --shards {input.shards} --splits {params.splits} --oracles {params.oracles}"
+        " --panels {params.panels} --ungated {params.ungated} --out {output.rows} --tables {params.tables}"
+        " --cost {output.cost} 2> >(tee {log} >&2)"
+
+
+rule svce_realism:
+    input:
+        shards=SVCE_SETS,
+        splits=rules.splits.output,
+        data=sorted({file for world in SVCE["panels"] for file in data_of(world)}),
+        oracles=expand(
+            f"{ORACLES}/{{world}}-{{judge}}.safetensors",
+            world=sorted(set(SVCE["panels"].values())),
+            judge=JUDGES,
+        ),
+    output:
+        rows=f"{RESULTS}/svce/realism.parquet",
+        table=f"{RESULTS}/svce/tables/realism.csv",
+    log:
+        f"{LOGS}/svce/realism.log",
+    params:
+        src=digest("papers.svce.realism"),
+        worlds=[f"{world}={panel}" for world, panel in SVCE["realism"]["worlds"].items()],
+        methods=SVCE["realism"]["pairs"]["methods"],
+        noise=SVCE["realism"]["noise"],
+        splits=SPLITS,
+        oracles=ORACLES,
+    shell:
+        "python -m papers.svce.realism --shards {input.shards} --worlds {params.worlds} --splits {params.splits}"
+        " --oracles {params.oracles} --noise {params.noise} --pairs-methods {params.methods} --out {output.rows}"
+        " --table {output.table} 2> >(tee {log} >&2)"
+
+
+rule svce_discovery:
+    input:
+        shards=SVCE_CUES,
+        checkpoints=SVCE_CUE_NETS,
+        splits=rules.splits.output,
+    output:
+        rows=f"{RESULTS}/svce/discovery.parquet",
+        table=f"{RESULTS}/svce/tables/discovery.csv",
+        summary=f"{RESULTS}/svce/tables/discovery_summary.csv",
+    log:
+        f"{LOGS}/svce/discovery.log",
+    params:
+        src=digest("papers.svce.discovery"),
+    shell:
+        "python -m papers.svce.discovery --shards {input.shards} --checkpoints {input.checkpoints}"
+        " --splits {input.splits} --out {output.rows} --table {output.table} --summary {output.summary}"
+        " 2> >(tee {log} >&2)"
 
 
 rule svce_exactness:
     output:
-        f"{WORK}/svce/exactness.parquet",
+        f"{RESULTS}/svce/exactness.parquet",
     log:
         f"{LOGS}/svce/exactness.log",
     params:
@@ -91,8 +204,11 @@ rule svce_verdicts:
     input:
         claims="papers/svce/claims.yaml",
         rows=rules.svce_measure.output.rows,
+        gate=f"{RESULTS}/svce/tables/oracle_gate.csv",
         exactness=rules.svce_exactness.output,
-        gate=rules.svce_measure.output.gate,
+        realism=rules.svce_realism.output.rows,
+        discovery=rules.svce_discovery.output.rows,
+        robustness=rules.robustness.output.rows,
     output:
         claims=f"{RESULTS}/svce/claims.json",
         tables=expand(
@@ -114,33 +230,43 @@ rule svce_verdicts:
                         "split_seed",
                         "classifiers",
                         "oracles",
+                        "robustness",
+                        "diffusion",
                         "match_at",
                     )
                 },
                 "svce": SVCE,
-                "metrics": digest("papers.svce.measure"),
+                "metrics": [
+                    digest(f"papers.svce.{module}")
+                    for module in ("measure", "realism", "discovery")
+                ],
                 "judgement": digest("common.verdicts"),
-                "methods": digest("papers.svce.explain"),
-                "training": digest("common.classifiers.train"),
+                "methods": digest("papers.svce.shards"),
+                "training": [
+                    digest("common.classifiers.train"),
+                    digest("common.generators.train"),
+                ],
             }
         ),
         level=config["match_at"],
         folder=f"{RESULTS}/svce",
     shell:
-        "python -m common.verdicts --claims {input.claims} --rows {input.rows} --exactness {input.exactness} --gate {input.gate}"
-        " --protocol {params.protocol:q} --level {params.level} --out {params.folder} > {log} 2> >(tee -a {log} >&2)"
+        "python -m common.verdicts --claims {input.claims} --rows {input.rows} --gate {input.gate}"
+        " --tables exactness={input.exactness} realism={input.realism} discovery={input.discovery}"
+        " robustness={input.robustness} --protocol {params.protocol:q} --level {params.level} --out {params.folder}"
+        " > {log} 2> >(tee -a {log} >&2)"
 
 
 rule svce_figures:
     input:
-        robust=[
-            f"{WORK}/svce/batches/scenes/l2at-{seed}.safetensors"
-            for seed in config["seeds"]
-        ],
-        plain=f"{WORK}/svce/batches/scenes/standard-{config['seeds'][0]}.safetensors",
+        shards=SVCE_ROWS,
         rows=rules.svce_measure.output.rows,
         methods=f"{RESULTS}/svce/tables/methods.csv",
         tests=f"{RESULTS}/svce/tables/tests.csv",
+        realism=rules.svce_realism.output.table,
+        discovery=rules.svce_discovery.output.table,
+        cues=SVCE_CUES,
+        data=sorted({file for world in SVCE["panels"] for file in data_of(world)}),
     output:
         expand(
             f"{FIGURES}/svce/{{name}}.{{suffix}}",
@@ -151,10 +277,13 @@ rule svce_figures:
         f"{LOGS}/svce/figures.log",
     params:
         src=digest("papers.svce.figures"),
+        shards=SVCE_SHARDS,
+        seeds=config["seeds"],
+        results=f"{RESULTS}/svce",
         folder=f"{FIGURES}/svce",
     shell:
-        "python -m papers.svce.figures --robust {input.robust} --plain {input.plain} --rows {input.rows}"
-        " --methods {input.methods} --tests {input.tests} --out {params.folder} 2> >(tee {log} >&2)"
+        "python -m papers.svce.figures --shards {params.shards} --seeds {params.seeds} --results {params.results}"
+        " --out {params.folder} 2> >(tee {log} >&2)"
 
 
 rule svce_photos:
@@ -171,3 +300,26 @@ rule svce_photos:
         cfg=json.dumps(SVCE["photos"]),
     shell:
         "python -m papers.svce.photos --recipe {params.cfg:q} --out {output[0]} 2> >(tee {log} >&2)"
+
+
+rule svce_overlay:
+    input:
+        "data/efficientnet-lite0.pth",
+        photos=[
+            str(pointer.with_suffix(""))
+            for pointer in sorted(Path("data").glob("imagenet_*.dvc"))[
+                : SVCE["overlay"]["photos"]
+            ]
+        ],
+    output:
+        figure=f"{FIGURES}/svce/overlay.png",
+        svg=f"{FIGURES}/svce/overlay.svg",
+        table=f"{RESULTS}/svce/tables/overlay.csv",
+    log:
+        f"{LOGS}/svce/overlay.log",
+    params:
+        src=digest("papers.svce.overlay"),
+        cfg=json.dumps(SVCE["overlay"]),
+    shell:
+        "python -m papers.svce.overlay --recipe {params.cfg:q} --out {output.figure} --table {output.table}"
+        " 2> >(tee {log} >&2)"

@@ -34,6 +34,7 @@ def batch(strengths, seed=0, **extra):
 def shard():
     facts = {
         "world": "scenes",
+        "starts": "pairs",
         "classifier": "l2at",
         "seed": 2,
         "ids": ("scene-1", "scene-2", "scene-3"),

@@ -42,7 +42,7 @@ def claim(*tests):
 
 
 def verdict(table, *tests):
-    verdicts, outcomes = judge(claim(*(tests or [{}])), table, pd.DataFrame())
+    verdicts, outcomes = judge(claim(*(tests or [{}])), {"rows": table})
     return verdicts["C1"]["verdict"], verdicts["C1"], outcomes
 
 
@@ -189,7 +189,80 @@ def test_rises_forgives_rounding_only():
 def test_max_below(worst, expected):
     table = pd.DataFrame({"dtype": ["float32"] * 3 + ["float64"], "gap": [0.0, 1e-8, worst, 1.0]})
     test = {"kind": "max_below", "metric": "gap", "a": {"dtype": "float32"}, "b": None, "at": None, "bound": 1e-6}
-    assert judge(claim(test), rows(0, 0), table)[0]["C1"]["verdict"] == expected
+    tables = {"rows": rows(0, 0), "exactness": table}
+    assert judge(claim({**test, "table": "exactness"}), tables)[0]["C1"]["verdict"] == expected
+
+
+def sets(a, b, *, spread=0.01, halves=200, n=300, seeds=SEEDS):
+    """A table of set metrics whose half-samples scatter by `spread` about the means per seed `a` and `b`."""
+    rng = np.random.default_rng(0)
+    shared = np.append(0.0, rng.normal(size=halves))
+    frames = []
+    for method, mean in (("a", a), ("b", b)):
+        own = np.append(0.0, rng.normal(size=halves)) * spread
+        for seed in range(seeds):
+            kid = np.broadcast_to(mean, seeds)[seed] + shared + own  # what both cells share cancels
+            facts = {"method": method, "seed": seed, "half": range(halves + 1), "kid": kid, "n": n}
+            frames.append(pd.DataFrame(facts))
+    return pd.concat(frames)
+
+
+def set_verdict(table):
+    test = {"kind": "set_difference", "table": "realism", "metric": "kid", "at": None}
+    verdicts, (outcome,) = judge(claim(test), {"realism": table})
+    return verdicts["C1"]["verdict"], outcome
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [(0.1, 0.0, "supported"), (0.0, 0.1, "contradicted"), (0.0, 0.0, "inconclusive"), ((0.3, 0.3, -0.1), 0.0, "inconclusive")],
+)
+def test_set_difference(a, b, expected):
+    found, outcome = set_verdict(sets(a, b))
+    assert found == expected and outcome.n == 300
+    assert outcome.low <= outcome.mean <= outcome.high
+    assert outcome.mean == pytest.approx(np.mean(a) - np.mean(b))
+
+
+def test_small_sets_and_few_seeds_are_screening():
+    assert set_verdict(sets(0.1, 0.0, n=99))[0] == set_verdict(sets(0.1, 0.0, seeds=2))[0] == "partly"
+
+
+def test_above_holds_against_its_bound():
+    table = rows(0.5, 0.0)
+    for bound, expected in ((-2.0, "supported"), (3.0, "contradicted")):
+        test = {"kind": "above", "b": None, "bound": bound}
+        assert verdict(table.assign(confidence=table["confidence"] * 0.2), test)[0] == expected
+
+
+@pytest.mark.parametrize(("b", "expected"), [(0.05, "supported"), (0.3, "contradicted")])
+def test_a_difference_with_a_bound_asks_for_not_much_worse(b, expected):
+    assert verdict(rows(0.0, b, noise=0.05), {"bound": -0.1})[0] == expected
+
+
+def test_the_gate_leaves_seeds_out_and_none_left_is_not_tested():
+    table = rows((0.5, 0.5, -9.0), 0.0).assign(gate=1.0)
+    assert verdict(table, {"gate": "gate"})[0] != "supported"
+    shut = table.assign(gate=lambda t: ((t["seed"] < 2) & (t["method"] == "a")).astype(float))
+    found, _, (outcome,) = verdict(shut, {"gate": "gate"})
+    assert found == "partly" and len(outcome.seeds.split()) == 2  # two seeds are a screening
+    found, summary, _ = verdict(table.assign(gate=0.0), {"gate": "gate"})
+    assert found == "not tested" and "no training seed passes its gate" in summary["note"]
+
+
+def test_an_untested_claim_says_why():
+    fields = {"statement": "s", "where": "unknown", "paper_value": "unknown", "source": "spec", "untested": "needs people"}
+    verdicts, outcomes = judge(claims.Claims.model_validate({"paper": "p", "claims": {"C1": fields}}), {})
+    assert verdicts["C1"]["verdict"] == "not tested" and verdicts["C1"]["note"] == "needs people" and not outcomes
+    with pytest.raises(ValueError, match="untested"):
+        claims.Claim.model_validate({key: value for key, value in fields.items() if key != "untested"})
+
+
+def test_a_missing_table_or_column_is_named():
+    with pytest.raises(VceError, match="C1/t0: there is no table 'sets'; it is one of rows"):
+        judge(claim({"table": "sets"}), {"rows": rows(0, 0)})
+    with pytest.raises(VceError, match="C1/t0: table 'rows' has no column hoyer"):
+        judge(claim({"metric": "hoyer"}), {"rows": rows(0, 0)})
 
 
 def test_specification_curve_counts_every_choice():

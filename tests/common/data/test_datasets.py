@@ -65,8 +65,12 @@ def test_splits_are_deterministic_and_seeded(seed):
     assert not one["id"].equals(other["id"])
 
 
-def test_both_variants_draw_the_same_splits(table):
-    pd.testing.assert_frame_equal(table, datasets.draw_splits("scenes-tied", SIZES, 0, DATA))
+@pytest.mark.parametrize("name", [name for name in datasets.WORLDS if name.startswith("scenes-")])
+def test_all_scenes_draw_the_same_splits(table, name):
+    pd.testing.assert_frame_equal(table, datasets.draw_splits(name, SIZES, 0, DATA))
+    images = datasets.load(name, table, "tuning", DATA)
+    assert images.images.shape == (25, 3, 32, 32) and images.images.min() >= 0 and images.images.max() <= 1
+    assert images.labels.tolist() == datasets.load("scenes", table, "tuning", DATA).labels.tolist()
 
 
 def test_load_gives_the_first_images_in_rank_order(table):
@@ -79,7 +83,10 @@ def test_load_gives_the_first_images_in_rank_order(table):
     assert torch.equal(first.images, images) and torch.equal(first.masks, masks)
 
 
-@pytest.mark.parametrize("name", ["scenes", "scenes-tied"])
+RENDERED = [world.name for world in datasets.WORLDS.values() if world.rendered]
+
+
+@pytest.mark.parametrize("name", RENDERED)
 def test_twins_of_the_own_class_are_the_originals(name):
     ids = tuple(f"scene-{k:05d}" for k in range(20))
     originals, twins = datasets.load_ids(name, ids, DATA), datasets.twins(name, ids)
@@ -98,6 +105,19 @@ def test_interventions_change_one_factor():
     inside = (originals.masks == 1)[:, None].expand_as(originals.images)
     assert torch.equal(changed["palette"][inside], originals.images[inside])
     assert ((changed["palette"] - originals.images).abs().flatten(1).amax(1) > 0.01).all()
+
+
+def test_starts_without_an_object_have_no_twins():
+    ids = tuple(f"scene-{k:05d}" for k in range(20))
+    empty = datasets.load_ids("scenes-empty", ids, DATA)
+    assert (empty.masks == 0).all() and empty.labels.unique().numel() > 1
+    for name in ("scenes-empty", "mnist", "mnist-scrambled"):
+        assert not datasets.world(name).rendered
+        for ask in (datasets.twins, lambda name, ids: datasets.interventions(name, ids, empty.labels)):
+            with pytest.raises(
+                VceError, match=f"world '{name}' has no twins and no interventions; choose one of scenes"
+            ):
+                ask(name, ids)
 
 
 def test_unknown_worlds_and_splits_are_refused():
@@ -121,10 +141,31 @@ def test_digits_are_scaled_and_kept_in_place(tmp_path):
     assert digits.images[0].flatten().mul(255).round().int().tolist() == rows[12][:-1]
 
 
+def test_scrambled_digits_keep_the_amplitude_spectrum(tmp_path):
+    write_digits(tmp_path / "mnist_5k.csv.gz")
+    ids = ("mnist-0012", "mnist-0003", "mnist-0030")
+    digits = datasets.load_ids("mnist", ids, tmp_path).images
+    free = datasets.scrambled(digits, ids)
+    amplitude, kept = (torch.fft.fft2(images.double()).abs() for images in (digits, free))
+    assert torch.allclose(amplitude, kept, atol=1e-4) and torch.allclose(free.mean((2, 3)), digits.mean((2, 3)))
+    assert ((free - digits).flatten(1).norm(dim=1) > 0.3 * digits.flatten(1).norm(dim=1)).all()
+    scrambled = datasets.load_ids("mnist-scrambled", ids, tmp_path)
+    assert torch.equal(scrambled.images, free.clamp(0, 1)) and scrambled.ids == ids
+    assert scrambled.labels.tolist() == [2, 3, 0] and scrambled.masks is None
+    alone = datasets.load_ids("mnist-scrambled", ids[1:2], tmp_path)
+    assert torch.allclose(alone.images[0], scrambled.images[1], atol=1e-6)
+    table = datasets.draw_splits("mnist-scrambled", dict.fromkeys(datasets.SPLITS, 0) | {"pairs": 20}, 0, tmp_path)
+    pd.testing.assert_frame_equal(
+        table, datasets.draw_splits("mnist", dict.fromkeys(datasets.SPLITS, 0) | {"pairs": 20}, 0, tmp_path)
+    )
+
+
 def test_too_few_images_of_a_class(tmp_path):
     write_digits(tmp_path / "mnist_5k.csv.gz")
     with pytest.raises(VceError, match="mnist: class 0 has 4 images, too few"):
         datasets.draw_splits("mnist", {**dict.fromkeys(datasets.SPLITS, 10), "systems": 20}, 0, tmp_path)
+    with pytest.raises(VceError, match="mnist-scrambled: class 0 has 4 images, too few"):
+        datasets.draw_splits("mnist-scrambled", dict.fromkeys(datasets.SPLITS, 10), 0, tmp_path)
     table = datasets.draw_splits("mnist", {**dict.fromkeys(datasets.SPLITS, 10), "tuning": 0}, 0, tmp_path)
     assert table["id"].is_unique and len(table) == 40
 

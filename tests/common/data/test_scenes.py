@@ -124,3 +124,29 @@ def test_nuisances_do_not_tell_the_class(factors):
         error = values.std(0) / 500**0.5
         for label in range(5):
             assert ((values[factors.label == label].mean(0) - values.mean(0)).abs() < 5 * error).all(), item.name
+
+
+def test_alike_classes_differ_little_and_the_others_not_at_all(some):
+    plain, masks = scenes.render(some)
+    alike, alike_masks = scenes.render(some, alike=True)
+    assert torch.equal(masks, alike_masks)
+    assert torch.equal(alike[some.label > 1], plain[some.label > 1])
+    assert ((alike - plain)[some.label < 2].abs().flatten(1).amax(1) > 0.005).all()
+
+    def gap(a, b, **options):
+        one, two = (scenes.render(scenes.twin(some, torch.full((60,), k)), **options)[0] for k in (a, b))
+        return (one - two).flatten(1).norm(dim=1)
+
+    assert (gap(0, 1, alike=True) < scenes.FAINT * gap(0, 1) + 1e-4).all()  # faint texture, and no tint between them
+    assert (gap(0, 1, alike=True) > 0.1).all()
+    assert torch.equal(gap(2, 3, alike=True), gap(2, 3))
+
+
+def test_an_emptied_scene_is_its_background(some):
+    images, masks = scenes.render(some)
+    empty, nothing = scenes.render(scenes.emptied(some))
+    assert (nothing == 0).all()
+    outside = (masks == 0)[:, None].expand_as(images)
+    assert torch.equal(empty[outside], images[outside])
+    other = scenes.render(scenes.emptied(scenes.twin(some, (some.label + 1) % 5)))[0]
+    assert torch.equal(other, empty)

@@ -1,0 +1,148 @@
+"""Job: realism of whole sets of counterfactuals beside their oracle effect (SVCE spec §5.3, claims C5, C7, C8, C11).
+
+python -m papers.svce.realism --shards B... --splits DIR --oracles DIR --out realism.parquet --table realism.csv
+
+Two settings, because doing nothing looks perfectly real from real images: `ID` starts from held-out images of the world
+and asks for the second most probable class, `OD` starts from images without an object and asks for the most probable
+one. `average` is their mean; `pairs` are the images of the other tables. An image enters once per cell.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from common.anchors import random_direction
+from common.batches import Shard, read_shard
+from common.classifiers.checkpoints import load_checkpoint
+from common.classifiers.oracles import Panel, majority
+from common.data import datasets
+from common.errors import one_line_errors
+from common.explain import Streams
+from common.files import atomic_path
+from common.metrics.realism import Halves, Reference, features
+from common.progress import Progress
+from common.statistics import half_sample_interval
+
+PANEL = ("augmented", "svm", "l2at")
+SETTINGS = ("ID", "OD")
+CELL = ["world", "starts", "classifier", "method", "strength"]
+
+
+class Judge:
+    """Everything that one world's sets are held against: real images, feature net, panel; half-samples by set size."""
+
+    def __init__(self, world: str, table: pd.DataFrame, data: Path, oracles: Path):
+        self.network = load_checkpoint(oracles / f"{world}-features.safetensors")
+        self.panel = Panel.load({name: oracles / f"{world}-{name}.safetensors" for name in PANEL})
+        self.real = features(self.network, datasets.load(world, table, "systems", data).images)
+        self.held_out = datasets.load(world, table, "calibration", data).images
+        self._references: dict[int, Reference] = {}
+
+    def kid(self, images: Tensor) -> np.ndarray:
+        """KID of N images against the real ones: everything, then half-samples."""
+        n = len(images)
+        if n not in self._references:
+            self._references[n] = Reference(self.real, Halves.draw(n, len(self.real)))
+        return self._references[n].kid(features(self.network, images)).numpy()
+
+
+def measure_set(judge: Judge, images: Tensor, target: Tensor | None, facts: dict) -> pd.DataFrame:
+    """Rows half 0…R of one cell: `kid`, `n`, and the share of the panel's majority that sees `target`."""
+    kid = judge.kid(images)
+    valid = np.nan
+    if target is not None:
+        valid = majority(judge.panel.predictions(images, None), target).float().mean().item()
+    return pd.DataFrame({**facts, "half": range(len(kid)), "kid": kid, "n": len(images), "oracle_valid": valid})
+
+
+def measure_shard(judge: Judge, shard: Shard, world: str, methods: list[str]) -> pd.DataFrame:
+    """Some methods of a shard at every strength."""
+    facts = {"world": world, "starts": shard.starts, "classifier": shard.classifier, "seed": shard.seed}
+    return pd.concat(
+        [
+            measure_set(judge, batch.images[:, j], shard.target, {**facts, "method": method, "strength": strength})
+            for method, batch in shard.batches.items()
+            if method in methods
+            for j, strength in enumerate(batch.strengths)
+        ]
+    )
+
+
+def controls(judge: Judge, shard: Shard, world: str, originals: Tensor, noise: float) -> pd.DataFrame:
+    """What means nothing: the start images themselves, with Gaussian noise of l2 norm `noise`, and held-out real images
+    of the same number (the floor)."""
+    facts = {"world": world, "starts": shard.starts, "classifier": "none", "seed": shard.seed, "strength": 0.0}
+    rng = Streams(shard.seed, shard.ids, (0,) * len(shard.ids))
+    sets = {
+        "identity": originals,
+        "noise": random_direction(originals, (noise,), rng)[:, 0],
+        "real": judge.held_out[: len(originals)],
+    }
+    return pd.concat([measure_set(judge, x, None, {**facts, "method": name}) for name, x in sets.items()])
+
+
+def with_average(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` and the mean over ID and OD of every cell measured in both, half by half."""
+    both = rows[rows["starts"].isin(SETTINGS)]
+    key = ["world", "classifier", "method", "strength", "seed", "half"]
+    mean = both.groupby(key, as_index=False).agg(
+        kid=("kid", "mean"), n=("n", "min"), oracle_valid=("oracle_valid", "mean"), settings=("starts", "nunique")
+    )
+    mean = mean[mean["settings"] == len(SETTINGS)].drop(columns="settings")
+    return pd.concat([rows, mean.assign(starts="average")], ignore_index=True)
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """One line per cell: mean KID over seeds with its 95 % interval, oracle-valid share, n, seeds."""
+    lines = []
+    for keys, cell in rows.groupby(CELL):
+        kid = cell.pivot(index="seed", columns="half", values="kid").to_numpy().mean(0)
+        low, high = half_sample_interval(kid)
+        full = cell[cell["half"] == 0]
+        facts = {"n": int(full["n"].min()), "seeds": len(full), "kid": kid[0], "low": low, "high": high}
+        lines.append({**dict(zip(CELL, keys, strict=True)), **facts, "oracle_valid": full["oracle_valid"].mean()})
+    return pd.DataFrame(lines)
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, nargs="+", required=True)
+    parser.add_argument("--worlds", nargs="+", required=True, help="START=WORLD: the world that real images come from")
+    parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
+    parser.add_argument("--oracles", type=Path, required=True, help="folder of the judges and feature nets")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
+    parser.add_argument("--pairs-methods", nargs="*", default=[], help="methods measured on shards of other starts")
+    parser.add_argument("--noise", type=float, required=True, help="l2 norm of the noise control")
+    parser.add_argument("--out", type=Path, required=True, help="all halves, for the tests")
+    parser.add_argument("--table", type=Path, required=True, help="the summary with intervals")
+    args = parser.parse_args()
+    real_world = dict(item.split("=", 1) for item in args.worlds)
+    judges: dict[str, Judge] = {}
+    rows, controlled = [], set()
+    with Progress("realism", total=len(args.shards), unit="shards") as progress:
+        for path in args.shards:
+            shard = read_shard(path)
+            world = real_world.get(shard.world, shard.world)
+            if world not in judges:
+                table = pd.read_parquet(args.splits / f"{world}.parquet")
+                judges[world] = Judge(world, table, args.data, args.oracles)
+            methods = list(shard.batches) if shard.starts in SETTINGS else args.pairs_methods
+            rows.append(measure_shard(judges[world], shard, world, methods))
+            if (world, shard.starts, shard.seed) not in controlled:
+                controlled.add((world, shard.starts, shard.seed))
+                originals = datasets.load_ids(shard.world, shard.ids, args.data).images
+                rows.append(controls(judges[world], shard, world, originals, args.noise))
+            progress.advance()
+    table = with_average(pd.concat(rows, ignore_index=True)).sort_values([*CELL, "seed", "half"], ignore_index=True)
+    with atomic_path(args.out) as temporary:
+        table.to_parquet(temporary, index=False)
+    with atomic_path(args.table) as temporary:
+        summary(table).to_csv(temporary, index=False, float_format="%.6g")
+
+
+if __name__ == "__main__":
+    main()

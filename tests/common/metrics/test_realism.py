@@ -1,0 +1,92 @@
+"""Realism: the kernel distance by brute force, its expectation, and intervals that cover."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.classifiers.checkpoints import build
+from common.metrics.realism import Halves, Reference, features, polynomial_kernel
+from common.statistics import half_sample_interval
+
+
+def brute_force(x, y):
+    """KID by the sums of its definition."""
+
+    def k(a, b):
+        return (float(a @ b) / len(a) + 1) ** 3
+
+    within = [np.mean([k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j]) for s in (x, y)]
+    return sum(within) - 2 * np.mean([k(a, b) for a in x for b in y])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 7), st.integers(2, 6), st.integers(1, 4), st.integers(0, 10**6))
+def test_the_distance_is_its_definition_on_everything_and_on_halves(n, m, d, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x, y = (torch.randn(size, d, generator=generator, dtype=torch.float64) for size in (2 * n, 2 * m))
+    halves = Halves.draw(2 * n, 2 * m, replicates=5, key=seed)
+    found = Reference(y, halves).kid(x)
+    assert found.shape == (6,)
+    for mine, theirs, value in zip(halves.generated, halves.reference, found, strict=True):
+        assert value.item() == pytest.approx(brute_force(x[mine == 1], y[theirs == 1]), rel=1e-9, abs=1e-9)
+
+
+def test_halves_are_halves_without_replacement():
+    halves = Halves.draw(21, 10, replicates=50)
+    assert halves.generated.shape == (51, 21) and (halves.generated[0] == 1).all()
+    assert (halves.generated[1:].sum(1) == 10).all() and (halves.reference[1:].sum(1) == 5).all()
+    assert set(halves.generated.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(halves.generated, Halves.draw(21, 10, replicates=50).generated)
+    assert halves.generated[1:].mean(0).std() < 0.15  # every image enters about half of them
+
+
+def test_equal_distributions_have_distance_zero_on_average():
+    generator = torch.Generator().manual_seed(0)
+    halves = Halves.draw(40, 60, replicates=1)
+    values = [
+        Reference(torch.randn(60, 5, generator=generator, dtype=torch.float64), halves)
+        .kid(torch.randn(40, 5, generator=generator, dtype=torch.float64))[0]
+        .item()
+        for _ in range(300)
+    ]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 300**0.5
+    shifted = Reference(torch.randn(60, 5, dtype=torch.float64), halves).kid(1 + torch.randn(40, 5, dtype=torch.float64))
+    assert shifted[0] > 1
+
+
+def test_half_sample_intervals_cover_the_truth():
+    """A shift of one feature by 1 has a known distance; nominal 95 % over 200 repeats."""
+    generator = torch.Generator().manual_seed(1)
+    halves, hits, d = Halves.draw(80, 120, replicates=200), 0, 2
+    big = [torch.randn(4000, d, generator=generator, dtype=torch.float64) for _ in range(2)]
+    truth = Reference(big[0], Halves.draw(4000, 4000, replicates=1)).kid(big[1] + torch.tensor([1.0, 0.0]))[0].item()
+    for _ in range(200):
+        x, y = (torch.randn(size, d, generator=generator, dtype=torch.float64) for size in (80, 120))
+        low, high = half_sample_interval(Reference(y, halves).kid(x + torch.tensor([1.0, 0.0])).numpy())
+        hits += low <= truth <= high
+    assert 0.87 <= hits / 200 <= 0.99
+
+
+def test_the_interval_is_the_mirror_of_the_deviations():
+    estimates = np.array([1.0, *np.linspace(0.0, 4.0, 401)])
+    low, high = half_sample_interval(estimates)
+    assert low == pytest.approx(1 - 2.9) and high == pytest.approx(1 + 0.9)
+
+
+def test_the_kernel_by_hand():
+    x, y = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, -1.0], [0.0, 0.0]])
+    assert polynomial_kernel(x, y).tolist() == [[1.5**3, 1.0]]
+
+
+def test_features_feed_the_last_layer():
+    torch.manual_seed(0)
+    model = build("plain_cnn", name="n", image_shape=(3, 16, 16), class_names=("a", "b"))
+    model.mean.fill_(0.4)
+    model.eval()
+    images = torch.rand(5, 3, 16, 16)
+    found = features(model, images, batch_size=2)
+    assert found.dtype == torch.float64 and found.shape == (5, 64)
+    with torch.no_grad():
+        assert torch.allclose(model.network[-1](found.float()) / model.temperature, model(images), atol=1e-5)
