@@ -38,12 +38,13 @@ def paired_bootstrap(values: np.ndarray, *, key: int = 0, replicates: int = REPL
 
 
 def half_sample_interval(estimates: np.ndarray) -> tuple[float, float]:
-    """95 % interval of estimates[0], made of everything, from the same estimate on half-samples, estimates[1:].
+    """95 % interval of estimates[0], made of everything: the quantiles of the same estimate on half-samples, the rest.
 
-    A half-sample without replacement scatters about the full estimate as the full estimate does about the truth.
+    A half-sample without replacement scatters about the full estimate as the full estimate does about the truth. Measured
+    coverage of a kernel distance: .92 to .97 (`tests/common/metrics/test_realism.py`).
     """
-    deviation = np.quantile(estimates[1:] - estimates[0], [0.025, 0.975])
-    return float(estimates[0] - deviation[1]), float(estimates[0] - deviation[0])
+    low, high = np.quantile(estimates[1:], [0.025, 0.975])
+    return float(low), float(high)
 
 
 def sign_flip(differences: np.ndarray, *, key: int = 0, flips: int = FLIPS) -> float:

@@ -1,11 +1,11 @@
 """An RBF support vector machine as a network of buffers: the oracle that shares nothing with a CNN.
 
-On images of 32 px and more it sees texture, not place: log power spectra of overlapping windows, maximum over windows.
-On small grey images it sees the pixels.
+On colour images it sees texture, not place: log power spectra of overlapping windows, maximum over windows. On grey
+images, digits, it sees the pixels, blurred and at half the resolution.
 """
 
 import torch
-from sklearn.svm import SVC
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 WINDOW = 12
@@ -15,7 +15,7 @@ STRIDE = 4
 def features(images: Tensor) -> Tensor:
     """N×D features of N×C×H×W images."""
     if images.shape[1] == 1:
-        return images.flatten(1)
+        return F.avg_pool2d(F.avg_pool2d(F.pad(images, (1, 1, 1, 1)), 3, 1), 2).flatten(1)
     grey = images.mean(1) - images.mean((1, 2, 3))[:, None, None]
     windows = grey.unfold(1, WINDOW, STRIDE).unfold(2, WINDOW, STRIDE)
     hann = torch.hann_window(WINDOW + 2, periodic=False)[1:-1]
@@ -43,9 +43,13 @@ class KernelMachine(nn.Module):
 
     @classmethod
     def fit(cls, images: Tensor, labels: Tensor, n_classes: int, cost: float = 10.0) -> "KernelMachine":
-        """Fit on N×C×H×W images and N labels; γ = 1/D on standardised features."""
+        """Fit on N×C×H×W images and N labels; γ = 1/D on standardised features, pixels by one common scale."""
+        from sklearn.svm import SVC
+
         raw = features(images)
         mean, scale = raw.mean(0), raw.std(0).clamp_min(0.05)
+        if images.shape[1] == 1:
+            scale = raw.std().expand_as(mean).contiguous()
         x = ((raw - mean) / scale).numpy()
         gamma = 1 / x.shape[1]
         weight, bias = torch.zeros(len(x), n_classes), torch.zeros(n_classes)

@@ -4,8 +4,6 @@ A split table has one row per image: `id`, `label`, `split` (systems, calibratio
 (a seeded other class) and `rank` (position within its split; every prefix of `pairs` is stratified by class).
 """
 
-import csv
-import gzip
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,10 +200,11 @@ def _pool(name: str, needed: int, data: Path) -> tuple[np.ndarray, np.ndarray]:
 def _mnist(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """5,000 rows of 784 pixel values and a label."""
     try:
-        with gzip.open(path, "rt", newline="") as handle:
-            table = np.array([[int(float(cell)) for cell in row] for row in csv.reader(handle)], dtype=np.int64)
+        table = pd.read_csv(path, header=None, compression="gzip").to_numpy(dtype=np.float64)
         if table.shape[1:] != (785,):
             raise ValueError(f"rows of {table.shape[1:]} instead of 785 values")
-    except (OSError, EOFError, ValueError, zlib.error, csv.Error) as error:
+        if not np.isfinite(table).all():
+            raise ValueError("a value is missing")
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise VceError(f"{path}: not a readable MNIST table ({error}); delete it and run `vce data fetch`") from error
-    return table[:, :-1].astype(np.uint8), table[:, -1]
+    return table[:, :-1].astype(np.uint8), table[:, -1].astype(np.int64)

@@ -2,9 +2,9 @@
 
     KID = mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) − 2 mean k(x_i, y_j),     k(a, b) = (a·b/d + 1)³
 
-Bińkowski, Sutherland, Arbel and Gretton (ICLR 2018). It may be negative: its expectation is 0 where both distributions
-agree. Intervals come from half-samples without replacement: the spread of a half-sample estimate about the full one is
-that of the full one about the truth.
+Bińkowski, Sutherland, Arbel and Gretton (ICLR 2018). It may be negative: its expectation is 0 where both distributions agree. Intervals
+come from half-samples without replacement: a half-sample estimate scatters about the full one as that does about the
+truth.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,21 @@ from torch import Tensor, nn
 HALVES = 400
 
 
-def features(network: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
-    """N×d activations before the last layer, in float64, of a `Classifier` around an `nn.Sequential`."""
-    body = network.network[:-1]
-    with torch.no_grad():
-        parts = [body((x - network.mean) / network.std) for x in images.split(batch_size)]
-    return torch.cat(parts).double()
+class Features:
+    """Standardised activations before the last layer of a `Classifier` around an `nn.Sequential`: the features of a small
+    net have no scale of their own, so each gets mean 0 and deviation 1 on `images`, which enter no comparison."""
+
+    def __init__(self, network: nn.Module, images: Tensor):
+        self.network, self.mean, self.std = network, 0.0, 1.0
+        found = self(images)
+        self.mean, self.std = found.mean(0), found.std(0).clamp_min(1e-6)
+
+    def __call__(self, images: Tensor, batch_size: int = 256) -> Tensor:
+        """N×d float64 features of N×C×H×W images."""
+        body = self.network.network[:-1]
+        with torch.no_grad():
+            parts = [body((x - self.network.mean) / self.network.std) for x in images.split(batch_size)]
+        return (torch.cat(parts).double() - self.mean) / self.std
 
 
 def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:

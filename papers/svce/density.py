@@ -78,9 +78,9 @@ def annealed_langevin(
     `score(x, σ)` is s = ∇log p_σ, `noise(name)` a normal draw of x0's shape. x̃ = P(x + σ²s) is the denoised image; the
     gradient of log p̂ is taken at it, not through it. P scales to the ball, then clamps, as in `apgd_l2`.
 
-    Returns the denoised, projected last iterate (the chain itself still carries noise of about σ_L, which is
-    no part of the explanation), who diverged (N bool), and gradient evaluations (N). `callback` sees `i`, `L`, the
-    iterate `x`, `denoised` and `rows`. Cost: levels·inner classifier passes, one more forward pass of the score model.
+    Returns the denoised, projected last iterate (the chain itself still carries noise of about σ_L, which is no part
+    of the explanation), who diverged (N bool), and gradient evaluations (N). `callback` sees `i`, `L`, the iterate `x`,
+    `denoised` and `rows`. Cost: levels·inner passes of the classifier, one more forward pass of the score model.
     """
     eps, rows = per_row_radius(epsilon, x0), torch.arange(len(x0), device=x0.device)
     alive, steps = torch.ones_like(rows, dtype=torch.bool), torch.zeros_like(rows)
@@ -106,7 +106,7 @@ def annealed_langevin(
             x, shown = _where(alive, y, x), _where(alive, denoised, shown)
             if callback is not None:
                 callback({"i": j * setting.inner + i, "L": L, "x": x, "denoised": shown, "rows": rows})
-    denoised = P(x + sigma**2 * score(x, sigma))
+    denoised = P(x + setting.sigma_L**2 * score(x, setting.sigma_L))
     alive = alive & denoised.flatten(1).isfinite().all(1)
     return _where(alive, denoised, shown), ~alive, steps
 
@@ -145,10 +145,10 @@ def guided_diffusion(
         previous = alpha_bars[k - 1] if k else torch.ones(())
         beta = 1 - alpha_bar / previous
         variance = beta * (1 - previous) / (1 - alpha_bar)
+        blend = (1 - alpha_bar).sqrt()
         y = y.detach().requires_grad_()
         with torch.enable_grad():
             clean = model.predict_original(y, t)
-            blend = (1 - alpha_bar).sqrt()
             x_in = blend * clean + (1 - blend) * y
             out = clean - clean.clamp(-1, 1)
             distance = setting.lambda_mse * (x_in - y0).square().flatten(1).mean(1)
@@ -158,7 +158,7 @@ def guided_diffusion(
         # ∇x_in of −λ_c·log p̂ is known: pull it back together with the rest
         (gradient,) = torch.autograd.grad([loss.sum(), x_in], y, [torch.ones(()), column(-weight, g) * g / 2])
         mean = previous.sqrt() * beta / (1 - alpha_bar) * clean.detach()
-        mean += (beta.neg() + 1).sqrt() * (1 - previous) / (1 - alpha_bar) * y.detach()
+        mean += (1 - beta).sqrt() * (1 - previous) / (1 - alpha_bar) * y.detach()
         new = mean - variance * gradient + variance.sqrt() * noise(f"{k}")
         alive = alive & L.isfinite() & new.flatten(1).isfinite().all(1)
         y, shown = _where(alive, new, y.detach()), _where(alive, ((clean.detach() + 1) / 2).clamp(0, 1), shown)

@@ -22,7 +22,7 @@ from common.data import datasets
 from common.errors import one_line_errors
 from common.explain import Streams
 from common.files import atomic_path
-from common.metrics.realism import Halves, Reference, features
+from common.metrics.realism import Features, Halves, Reference
 from common.progress import Progress
 from common.statistics import half_sample_interval
 
@@ -35,9 +35,10 @@ class Judge:
     """Everything that one world's sets are held against: real images, feature net, panel; half-samples by set size."""
 
     def __init__(self, world: str, table: pd.DataFrame, data: Path, oracles: Path):
-        self.network = load_checkpoint(oracles / f"{world}-features.safetensors")
+        network = load_checkpoint(oracles / f"{world}-features.safetensors")
+        self.features = Features(network, datasets.load(world, table, "oracles", data).images)
         self.panel = Panel.load({name: oracles / f"{world}-{name}.safetensors" for name in PANEL})
-        self.real = features(self.network, datasets.load(world, table, "systems", data).images)
+        self.real = self.features(datasets.load(world, table, "systems", data).images)
         self.held_out = datasets.load(world, table, "calibration", data).images
         self._references: dict[int, Reference] = {}
 
@@ -46,7 +47,7 @@ class Judge:
         n = len(images)
         if n not in self._references:
             self._references[n] = Reference(self.real, Halves.draw(n, len(self.real)))
-        return self._references[n].kid(features(self.network, images)).numpy()
+        return self._references[n].kid(self.features(images)).numpy()
 
 
 def measure_set(judge: Judge, images: Tensor, target: Tensor | None, facts: dict) -> pd.DataFrame:

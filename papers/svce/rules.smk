@@ -57,7 +57,7 @@ def svce_started(*starts):
     return svce_shards(entries, config["seeds"])
 
 
-SVCE_ROWS = svce_started("pairs", "ablations")
+SVCE_ROWS = svce_started("pairs", "ablations", "draws")
 SVCE_SETS = svce_started("ID", "OD") + [
     shard
     for shard in svce_started("pairs")

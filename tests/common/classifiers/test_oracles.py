@@ -28,7 +28,7 @@ def test_the_machine_is_scikit_learns(pairs, grey):
     machine = KernelMachine.fit(fit, labels, 5)
     found = machine(test)
     raw, raw_test = features(fit), features(test)
-    mean, scale = raw.mean(0), raw.std(0).clamp_min(0.05)
+    mean, scale = raw.mean(0), raw.std() if grey else raw.std(0).clamp_min(0.05)
     for k in range(5):
         svc = SVC(C=10.0, gamma=1 / raw.shape[1]).fit(((raw - mean) / scale).numpy(), (labels == k).numpy())
         expected = torch.from_numpy(svc.decision_function(((raw_test - mean) / scale).numpy())).float()
@@ -50,7 +50,11 @@ def test_features_see_texture_not_place():
     assert (features(x.transpose(2, 3)) - features(x)).abs().max() > 0.5
     assert features(x).shape == (1, WINDOW * (WINDOW // 2 + 1))
     grey = torch.rand(2, 1, 28, 28)
-    assert torch.equal(features(grey), grey.flatten(1))
+    inner = features(grey).view(2, 14, 14)[:, 1:-1, 1:-1]
+    blurred = [grey[:, 0, i - 1 : i + 2, j - 1 : j + 2].mean((1, 2)) for i in (2, 3) for j in (2, 3)]
+    assert torch.allclose(inner[:, 0, 0], sum(blurred) / 4)  # the 2×2 block from (2, 2), each pixel blurred over 3×3
+    assert torch.allclose(features(torch.full((1, 1, 28, 28), 0.7)).view(14, 14)[1:-1, 1:-1], torch.tensor(0.7))
+    assert torch.allclose(features(grey.roll((2, 2), (2, 3))).view(2, 14, 14)[:, 2:-1, 2:-1], inner[:, :-1, :-1])
 
 
 def test_the_twin_reader_reads_twins():
