@@ -35,12 +35,13 @@ class _Strict(BaseModel):
 class Test(_Strict):
     """One decision rule on one table.
 
-    difference: mean of metric(a) − metric(b) > 0, or > bound (below 0: not worse by more than that) · parity: that mean within ± margin · above: the mean of metric(a) >
-    bound · share_below: the mean of metric(a), a share, < bound · max_below: the largest metric(a) ≤ bound · rises:
-    along the path of a, the share of adjacent strengths at which the metric falls by more than 0.001 is < bound ·
-    set_difference: as `difference`, of a metric of whole image sets, with an interval from half-samples.
+    difference: mean of metric(a) − metric(b) > 0, or > bound (below 0: not worse by more than that) · parity: that mean
+    within ± margin · above: the mean of metric(a) > bound · share_below: the mean of metric(a), a share, < bound ·
+    max_below: the largest metric(a) ≤ bound · rises: along the path of a, the share of adjacent strengths at which the
+    metric falls by more than 0.001 is < bound · set_difference: as `difference`, of a metric of whole image sets, with
+    an interval from half-samples.
 
-    `gate` names a column that is 1 where a training seed of cell a may be judged; the others are left out of both cells.
+    `gate` names a column that is 1 where a training seed of cell a may be judged; others are left out of both cells.
     """
 
     name: str
@@ -73,8 +74,8 @@ class Test(_Strict):
 
 
 class Claim(_Strict):
-    """`where` and `paper_value` stay `unknown` until somebody fills them from the paper itself; `untested` is the reason
-    why a claim has no tests."""
+    """`where` and `paper_value` stay `unknown` until somebody fills them from the paper itself; `untested` is the
+    reason why a claim has no tests."""
 
     statement: str
     where: str | Literal["unknown"]
@@ -146,7 +147,9 @@ def judge(claims: Claims, tables: dict[str, pd.DataFrame]) -> tuple[dict[str, di
     that is not there.
     """
     outcomes = [
-        run_test(name, test, _table(name, test, tables)) for name, claim in claims.claims.items() for test in claim.tests
+        run_test(name, test, _table(name, test, tables))
+        for name, claim in claims.claims.items()
+        for test in claim.tests
     ]
     verdicts = {
         name: _summary(claim, [o for o in outcomes if o.claim == name]) for name, claim in claims.claims.items()

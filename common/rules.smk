@@ -1,4 +1,4 @@
-# What more than one paper needs: data files, split tables, classifiers, robustness, oracle panels, diffusion models.
+# What more than one paper needs: data files, split tables, classifiers, oracle panels, diffusion models.
 
 
 wildcard_constraints:
@@ -85,7 +85,9 @@ for group, worlds in config["training"].items():
         priority: 2
         params:
             src=digest("common.classifiers.train"),
-            recipes=json.dumps({world: config["classifiers"][world] for world in worlds}),
+            recipes=json.dumps(
+                {world: config["classifiers"][world] for world in worlds}
+            ),
             splits=SPLITS,
             folder=CLASSIFIERS,
         shell:
@@ -113,31 +115,6 @@ for world, recipes in config["oracles"].items():
         shell:
             "python -m common.classifiers.train oracles --splits {params.splits} --recipes {params.recipes:q}"
             " --out {params.folder} 2> >(tee {log} >&2)"
-
-
-rule robustness:
-    input:
-        splits=expand(f"{SPLITS}/{{world}}.parquet", world=config["robustness"]["radii"]),
-        data=sorted(
-            {file for world in config["robustness"]["radii"] for file in data_of(world)}
-        ),
-        checkpoints=[
-            file
-            for world, kinds in config["robustness"]["classifiers"].items()
-            for file in checkpoints(world, kinds, config["seeds"])
-        ],
-    output:
-        rows=f"{RESULTS}/common/robustness.parquet",
-        table=f"{RESULTS}/common/robustness.csv",
-    log:
-        f"{LOGS}/common/robustness.log",
-    params:
-        src=digest("common.classifiers.robustness"),
-        recipe=json.dumps(config["robustness"]),
-        folder=SPLITS,
-    shell:
-        "python -m common.classifiers.robustness --checkpoints {input.checkpoints} --splits {params.folder}"
-        " --recipe {params.recipe:q} --out {output.rows} --table {output.table} 2> >(tee {log} >&2)"
 
 
 rule diffusion:

@@ -1,4 +1,4 @@
-"""Write the verdicts of reference/cpu/*.json into README.md, between its two markers.
+"""Write the verdicts of reference/cpu/*.json into README.md, at a glance, and into each paper's README, in full.
 
 python scripts/verdict_table.py
 """
@@ -11,11 +11,19 @@ from common.files import ROOT
 START, END = "<!-- verdicts -->\n", "<!-- /verdicts -->"
 
 
-def verdict_table(reference: Path) -> str:
-    """The verdicts of one reference file as Markdown; an interval is that of the claim's first test."""
-    report = json.loads(reference.read_text())
-    protocol, lines = report["protocol"], []
-    for name, claim in report["claims"].items():
+def glance(report: dict, paper: str) -> str:
+    """The verdicts of one reference as a narrow Markdown table."""
+    lines = [
+        f"| {name} | {claim['statement']} | **{claim['verdict']}** |" for name, claim in in_order(report["claims"])
+    ]
+    return "\n".join([f"**[{paper}](papers/{paper}/README.md#verdicts)**, {head(report)}", "", "| | claim | verdict |",
+                      "|---|---|---|", *lines]) + "\n"  # fmt: skip
+
+
+def in_full(report: dict) -> str:
+    """The same with each claim's first test, its failed tests and the paper's value."""
+    lines = []
+    for name, claim in in_order(report["claims"]):
         measured = "not measured"
         if claim["measured"] is not None:
             measured = f"{claim['measured']:.3g} [{claim['low']:.3g}, {claim['high']:.3g}], n = {claim['n']}"
@@ -23,23 +31,36 @@ def verdict_table(reference: Path) -> str:
         lines.append(
             f"| {name} | {claim['statement']}{note} | **{claim['verdict']}** | {measured} | {claim['paper']} |"
         )
-    head = [
-        f"**{reference.stem}**, {protocol['scale']} scale: {protocol['pairs']} pairs, {protocol['seeds']} training "
-        f"seeds, recipe `{protocol['recipe']}`",
-        "",
-        "| | claim | verdict | first test: mean [95 %] | the paper's value |",
-        "|---|---|---|---|---|",
-    ]
-    return "\n".join([*head, *lines]) + "\n"
+    columns = ["| | claim | verdict | first test: mean [95 %] | the paper's value |", "|---|---|---|---|---|"]
+    return "\n".join([f"Committed run: {head(report)}.", "", *columns, *lines]) + "\n"
 
 
-def with_verdicts(readme: str, root: Path = ROOT) -> str:
-    """`readme` with the text between its markers made anew."""
-    before, rest = readme.split(START)
-    tables = [verdict_table(path) for path in sorted((root / "reference" / "cpu").glob("*.json"))]
-    return before + START + "\n".join(tables) + END + rest.split(END)[1]
+def head(report: dict) -> str:
+    """What the numbers were made with."""
+    protocol = report["protocol"]
+    made = f"{protocol['pairs']} pairs, {protocol['seeds']} training seeds"
+    return f"{protocol['scale']} scale: {made}, recipe `{protocol['recipe']}`"
+
+
+def in_order(claims: dict) -> list[tuple[str, dict]]:
+    """Claims by their number."""
+    return sorted(claims.items(), key=lambda item: int(item[0][1:]))
+
+
+def with_block(text: str, block: str) -> str:
+    """`text` with what stands between its markers made anew."""
+    before, rest = text.split(START)
+    return before + START + block + END + rest.split(END)[1]
+
+
+def pages(root: Path = ROOT) -> dict[Path, str]:
+    """The text of every page that carries verdicts, by its path."""
+    reports = {path.stem: json.loads(path.read_text()) for path in sorted((root / "reference" / "cpu").glob("*.json"))}
+    blocks = {root / "README.md": "\n".join(glance(report, paper) for paper, report in reports.items())}
+    blocks |= {root / "papers" / paper / "README.md": in_full(report) for paper, report in reports.items()}
+    return {path: with_block(path.read_text(), block) for path, block in blocks.items()}
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(with_verdicts(path.read_text()))
+    for path, text in pages().items():
+        path.write_text(text)

@@ -6,14 +6,17 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 
-import yaml
-
 from common.data.registry import ROOT
 from common.errors import VceError
+from common.scales import load_scale
 
 JOB_GIB = 0.9  # resident memory of a small-image job, most of it the libraries (measured)
 PHOTO_GIB = 2.1  # EfficientNet-Lite0 at 224 px, 12 images in a batch (measured)
-START_SECONDS = 6.0  # imports and start of a job
+START_SECONDS = 3.5  # imports and start of a job
+OVERHEAD = 1.4  # wall time of a small-image job ÷ its passes (measured)
+ROUNDS = 7  # of `papers.svce.explain.explain_minimal`, at most
+DENSITY_PASSES = {"pvce": 500, "blended": 220}  # per image and strength (measured: 125 and 55 ms)
+UNET_PASS_SECONDS = 0.0035  # training pass of the diffusion model per image, one core (measured)
 PHOTO_PASS_SECONDS = 0.055  # forward + backward of EfficientNet-Lite0 per image, one core (measured)
 
 
@@ -26,15 +29,6 @@ class Target:
     passes: int
     seconds: float
     gib: float
-
-
-def load_scale(scale: str) -> dict:
-    """The configuration of a scale. Raises VceError with the known scales."""
-    path = ROOT / "config" / f"{scale}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise VceError(f"--scale {scale}: there is no {path.relative_to(ROOT)}; choose one of {known}")
-    return yaml.safe_load(path.read_text())
 
 
 def jobs_to_run(scale: str) -> tuple[Counter, list[str]]:
@@ -68,39 +62,56 @@ def plan(scale: str) -> tuple[list[Target], list[str]]:
     """The targets of a scale that are still to run, and the data files still to fetch."""
     config = load_scale(scale)
     jobs, fetched = jobs_to_run(scale)
-    per_pass = pass_seconds()
-    svce = config["svce"]
-    training = {
-        name: _training_passes(recipe, config["splits"]["systems"]) for name, recipe in config["classifiers"].items()
-    }
-    oracles = sum(_training_passes(recipe, config["splits"]["oracles"]) for recipe in config["oracles"].values())
-    trained = {(shard["world"], shard["classifier"]) for shard in svce["shards"]}
-    cells = {
-        name: sum(len(cell["radii"]) * (cell["iterations"] + 1) for cell in group)
-        for name, group in svce["cells"].items()
-    }
-    explained = sum(cells[name] for shard in svce["shards"] for name in shard["cells"]) * svce["n_pairs"]
-    photos = sum(len(photo["targets"]) for photo in svce["photos"]["images"])
-    photos *= len(svce["photos"]["radii"]) * (svce["photos"]["iterations"] + 1)
-    full = {
-        "classifier": sum(training[kind] for _, kind in trained) * len(config["seeds"]),
-        "oracles": oracles,
-        "svce_explain": explained * len(config["seeds"]),
-        "svce_photos": photos,
-    }
-    total = {
-        "classifier": len(trained) * len(config["seeds"]),
-        "svce_explain": len(svce["shards"]) * len(config["seeds"]),
-    }
+    small = pass_seconds()
+    costs = {"svce_photos": (PHOTO_PASS_SECONDS, PHOTO_GIB), "diffusion": (UNET_PASS_SECONDS, JOB_GIB)}
     targets = []
     for rule, count in sorted(jobs.items()):
-        passes = full.get(rule, 0) * count // total.get(rule, 1)
-        cost = PHOTO_PASS_SECONDS if rule == "svce_photos" else per_pass
-        gib = PHOTO_GIB if rule == "svce_photos" else JOB_GIB
-        targets.append(Target(rule, count, passes, count * START_SECONDS + 1.4 * passes * cost, gib))
+        passes = passes_of(rule, config) * count
+        seconds, gib = costs.get(rule, (small, JOB_GIB))
+        targets.append(Target(rule, count, passes, count * START_SECONDS + OVERHEAD * passes * seconds, gib))
     return targets, fetched
 
 
+def passes_of(rule: str, config: dict) -> int:
+    """Forward + backward passes over single images in one job of a rule, at most; 0 for jobs that make none."""
+    svce, name = config["svce"], rule.split("_", 1)[-1]
+    systems = {world: sizes["systems"] for world, sizes in config["splits"].items()}
+    if rule.startswith("classifiers_"):
+        return sum(
+            _training_passes(recipe, systems[world])
+            for world in config["training"][name]
+            for recipe in config["classifiers"][world].values()
+        )
+    if rule.startswith("oracles_"):
+        images = config["splits"][name]["oracles"]
+        return sum(_training_passes(recipe, images) for recipe in config["oracles"][name].values())
+    if rule == "diffusion":
+        return sum(recipe["epochs"] * systems[world] for world, recipe in config["diffusion"].items())
+    if rule.startswith("svce_explain_"):
+        return sum(
+            len(entry["classifiers"]) * svce["starts"][entry["starts"]]["n"] * _cell_passes(cell)
+            for entry in svce["groups"][rule.removeprefix("svce_explain_")]
+            for cells in entry["cells"]
+            for cell in svce["cells"][cells]
+        )
+    if rule == "svce_robustness":
+        recipe, seeds = svce["robustness"], len(config["seeds"])
+        nets = sum(len(kinds) * len(recipe["radii"][world]) for world, kinds in recipe["classifiers"].items())
+        return nets * seeds * recipe["n"] * (recipe["iterations"] + 1)
+    if rule == "svce_photos":
+        photos = sum(len(photo["targets"]) for photo in svce["photos"]["images"])
+        return photos * len(svce["photos"]["radii"]) * (svce["photos"]["iterations"] + 1)
+    return 0
+
+
 def _training_passes(recipe: dict, images: int) -> int:
-    adversary = recipe.get("steps", 2) if recipe.get("epsilon") else 0
-    return recipe["epochs"] * (1 + adversary) * images
+    adversary = recipe.get("steps", 2) if recipe.get("adversary") else 0
+    return recipe.get("epochs", 0) * (1 + adversary) * images
+
+
+def _cell_passes(cell: dict) -> int:
+    """Passes per image of one cell; those of a diffusion model count as so many of the small classifier."""
+    if cell["optimiser"] in DENSITY_PASSES:
+        return len(cell["strengths"]) * DENSITY_PASSES[cell["optimiser"]]
+    rounds = ROUNDS if cell["optimiser"] == "minimal" else 1
+    return len(cell["strengths"]) * rounds * (cell.get("iterations", 75) + 1)

@@ -77,9 +77,7 @@ def measure_robustness(
     for norm, epsilon in radii.items():
         stands = accurate.clone()
         if accurate.any():
-            stands[accurate] = withstands(
-                classifier, x[accurate], y[accurate], norm, epsilon, K, z[accurate]
-            )
+            stands[accurate] = withstands(classifier, x[accurate], y[accurate], norm, epsilon, K, z[accurate])
         found[f"robust_{norm}"] = stands
         union &= stands
     found["robust_union"] = union

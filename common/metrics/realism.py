@@ -2,9 +2,9 @@
 
     KID = mean_{i≠j} k(x_i, x_j) + mean_{i≠j} k(y_i, y_j) − 2 mean k(x_i, y_j),     k(a, b) = (a·b/d + 1)³
 
-Bińkowski, Sutherland, Arbel and Gretton (ICLR 2018). It may be negative: its expectation is 0 where both distributions agree. Intervals
-come from half-samples without replacement: a half-sample estimate scatters about the full one as that does about the
-truth.
+Bińkowski, Sutherland, Arbel and Gretton (ICLR 2018). It may be negative: its expectation is 0 where both distributions
+agree. Intervals come from half-samples without replacement: a half-sample estimate scatters about the full one as that
+does about the truth.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ HALVES = 400
 
 
 class Features:
-    """Standardised activations before the last layer of a `Classifier` around an `nn.Sequential`: the features of a small
-    net have no scale of their own, so each gets mean 0 and deviation 1 on `images`, which enter no comparison."""
+    """Standardised activations before the last layer of a `Classifier` around an `nn.Sequential`: the features of a
+    small net have no scale of their own, so each gets mean 0 and deviation 1 on `images`, which enter no comparison."""
 
     def __init__(self, network: nn.Module, images: Tensor):
         self.network, self.mean, self.std = network, 0.0, 1.0

@@ -77,8 +77,8 @@ def explain_minimal(
 ) -> CounterfactualBatch:
     """Counterfactuals of least norm: min ‖x − x0‖_p subject to p_f(target | x) ≥ each threshold, inside [0, 1] (§2.1).
 
-    `strengths` are the thresholds, ascending. The radius is bisected between 0 and `ceiling` in `ROUNDS` rounds; a round
-    stops a sample at its threshold, and the samples that stopped leave the batch. A threshold out of reach at the
+    `strengths` are the thresholds, ascending. The radius is bisected between 0 and `ceiling` in `ROUNDS` rounds; a
+    round stops a sample at its threshold, and the samples that stopped leave the batch. A threshold out of reach at the
     ceiling leaves its best image there. Raises VceError for thresholds that are not ascending inside (0, 1).
     """
     if not all(0 < low < high < 1 for low, high in zip((1e-9, *strengths), strengths, strict=False)):
@@ -129,7 +129,7 @@ def _least_radius(
     for _ in range(ROUNDS):
         radius = high[open_] if best is None else (low + high)[open_] / 2
         ascent = solve(x0[open_], lambda x, rows, o=open_: objective(x, o[rows]), radius, z[open_], goal, callback)
-        hit = ascent.L >= goal
+        hit = ascent.L.ge(goal)
         if best is None:
             best, better = ascent, hit
         else:

@@ -22,11 +22,15 @@ from papers.svce.discovery import MIN_EFFECT
 PATHS = {"apgd/l1/k75": "l1 (APGD)", "afw-b/l1.5/k75": "l1.5 (AFW)", "apgd/l2/k75": "l2 (APGD)"}
 ANCHORS = {"random": "random", "class-mean": "class mean", "nearest-real": "nearest real", "twin": "true twin"}
 THRESHOLDED = {"apgd/l2/k75/thresholded": "l2 cut to l1.5's pixels"}
-NAMES = PATHS | ANCHORS | {
-    "pvce/l2": "l2-pVCE",
-    "blended": "blended diffusion",
-    **{method.replace("k75", "k25"): name for method, name in PATHS.items()},
-}
+NAMES = (
+    PATHS
+    | ANCHORS
+    | {
+        "pvce/l2": "l2-pVCE",
+        "blended": "blended diffusion",
+        **{method.replace("k75", "k25"): name for method, name in PATHS.items()},
+    }
+)
 SYMBOL = {"blended": "λ"}
 OPTIMISERS = {"afw-a": "AFW, variant A", "afw-b": "AFW, variant B", "apgd": "APGD", "fw": "plain FW"}
 
@@ -70,7 +74,9 @@ def _grid_of(
         for method, j in shown:
             batch = shard.batches[method]
             image, confidence = batch.images[i, j], batch.confidence[i, j].item()
-            title = f"{NAMES.get(method, method)}, {SYMBOL.get(method, 'ε')} = {batch.strengths[j]:g}: p = {confidence:.2f}"
+            title = (
+                f"{NAMES.get(method, method)}, {SYMBOL.get(method, 'ε')} = {batch.strengths[j]:g}: p = {confidence:.2f}"
+            )
             line += [(picture(image), title), with_maximum(difference_map(image, original))]
         rows.append(line)
         world = f"{shard.world}\n" if named else ""
@@ -80,8 +86,8 @@ def _grid_of(
 
 def realism(table: pd.DataFrame) -> plt.Figure:
     """KID of every set of counterfactuals with its interval, from real and from empty start images; the dashed line is
-    the floor, real images against real images, the dotted one doing nothing. The share that the panel reads as the target
-    stands beside each (claims C5, C7, C8)."""
+    the floor, real images against real images, the dotted one doing nothing. The share that the panel reads as the
+    target stands beside each (claims C5, C7, C8)."""
     shown = table[table["starts"].isin(["ID", "OD"])]
     worlds = sorted(shown["world"].unique(), reverse=True)
     sets = [shown[(shown["world"] == world) & (shown["classifier"] != "none")] for world in worlds]
@@ -100,7 +106,9 @@ def realism(table: pd.DataFrame) -> plt.Figure:
             for method, style_ in (("real", "--"), ("identity", ":")):
                 control = shown[(shown["world"] == world) & (shown["starts"] == starts) & (shown["method"] == method)]
                 axis.axvline(control["kid"].mean(), color="0.3", lw=1, ls=style_)
-            axis.set(title=f"{world}, {'from real images (ID)' if starts == 'ID' else 'from images without object (OD)'}")
+            axis.set(
+                title=f"{world}, {'from real images (ID)' if starts == 'ID' else 'from images without object (OD)'}"
+            )
             axis.set(xlabel="KID (lower: closer to real images); %: read as the target by the panel")
             axis.margins(x=0.12)
         line[0].set(yticks=range(len(keys)), yticklabels=[f"{kind}: {NAMES.get(m, m)}" for kind, m in keys])
@@ -111,9 +119,7 @@ def realism(table: pd.DataFrame) -> plt.Figure:
 
 def discovery(nets: pd.DataFrame) -> plt.Figure:
     """Every net: what pasting the cue does to it against how much its counterfactuals look like the cue (claim C10)."""
-    nets = nets.assign(
-        net=np.where(nets["planted"], "cue planted", "clean"), norm=nets["method"].str.split("/").str[1]
-    )
+    nets = nets.assign(net=np.where(nets["planted"], "cue planted", "clean"), norm=nets["method"].str.split("/").str[1])
     plot = sns.relplot(
         nets, x="overlay_gain", y="alignment_gain", hue="norm", style="net", style_order=["cue planted", "clean"],
         col="cue", s=70, height=3.2, aspect=1.15,
@@ -201,6 +207,7 @@ def radius(rows: pd.DataFrame) -> plt.Figure:
         col="cell",
         row="judge",
         kind="line",
+        estimator=None,
         marker="o",
         height=2.6,
         aspect=1.35,
@@ -221,7 +228,7 @@ def sparsity_confidence(rows: pd.DataFrame) -> plt.Figure:
     long = table.melt(["cell", "method", "confidence"], ["hoyer", "on_mask"], "metric", "value")
     long["metric"] = long["metric"].map({"hoyer": "Hoyer sparsity", "on_mask": "change on the object"})
     plot = sns.relplot(
-        long, x="confidence", y="value", hue="method", col="cell", row="metric", kind="line", marker="o",
+        long, x="confidence", y="value", hue="method", col="cell", row="metric", kind="line", estimator=None, marker="o",
         height=2.6, aspect=1.35, facet_kws={"sharey": "row"},
     )  # fmt: skip
     plot.set(xlim=(-0.02, 1.02), ylim=(0, 1))
@@ -231,35 +238,39 @@ def sparsity_confidence(rows: pd.DataFrame) -> plt.Figure:
 
 
 def verdicts(tests: pd.DataFrame) -> plt.Figure:
-    """Every test's difference with its interval on its own scale, coloured by what it decided."""
+    """Every test's mean with its interval, coloured by what it decided. Each row has its own scale, from 0 to the
+    farthest of interval and decision line; the numbers stand beside it."""
     shown = tests[
         tests["verdict"].isin(["supported", "contradicted", "inconclusive"]) & (tests["seeds"].fillna("") != "")
-    ]
+    ].reset_index(drop=True)
+    figure, axis = plt.subplots(figsize=(6.5, 0.24 * len(shown) + 1.2))
     if shown.empty:
-        figure, axis = plt.subplots(figsize=(8, 1))
         axis.set_axis_off()
         axis.text(0, 0.5, "no test has rows: no classifier relies on the class factor (reliance < .8)")
         return figure
-    colours = {"supported": "C2", "contradicted": "C3", "inconclusive": "C7"}
-    figure, axes = plt.subplots(len(shown), 1, figsize=(8, 0.5 * len(shown) + 0.6), squeeze=False)
-    for axis, (_, test) in zip(axes[:, 0], shown.iterrows(), strict=True):
-        axis.errorbar(
-            test["mean"], 0, xerr=[[test["mean"] - test["low"]], [test["high"] - test["mean"]]], fmt="o", capsize=3,
-            color=colours[test["verdict"]],
-        )  # fmt: skip
-        axis.axvline(0, color="0.3", lw=0.8)
-        for line in {-test["line"], test["line"]} if test["kind"] == "parity" else {test["line"]}:
-            axis.axvline(line, color="0.3", lw=0.8, ls="--")
-        axis.set(yticks=[0], yticklabels=[f"{test['claim']} {test['test']} ({test['role']})"], ylim=(-1, 1))
+    y = np.arange(len(shown))
+    scale = shown[["low", "high", "line"]].abs().max(axis=1).clip(lower=1e-12)
+    low, mean, high, line = (shown[name] / scale for name in ("low", "mean", "high", "line"))
+    for verdict, colour in {"supported": "C2", "contradicted": "C3", "inconclusive": "C7"}.items():
+        rows = shown["verdict"] == verdict
+        error = np.stack([mean - low, high - mean]).clip(0)[:, rows]
+        axis.errorbar(mean[rows], y[rows], xerr=error, fmt="o", ms=4, capsize=2.5, color=colour, label=verdict)
+    axis.axvline(0, color="0.3", lw=0.8)
+    marked = shown["line"] != 0
+    for sign in (1, -1):
+        both = marked & ((sign == 1) | (shown["kind"] == "parity"))
+        axis.plot(sign * line[both], y[both], "|", color="0.2", ms=11, mew=1.4)
+    labels = shown["claim"] + "  " + shown["test"] + shown["role"].map({"primary": "", "control": " (control)"})
+    axis.set(yticks=y, yticklabels=labels, ylim=(len(shown) - 0.4, -0.6), xlim=(-1.15, 1.15), xticks=[0])
+    axis.tick_params(axis="y", labelsize=7)
+    for row, test in shown.iterrows():
         axis.annotate(
-            f"{test['verdict']}, n = {test['n']}", (1.01, 0.5), xycoords="axes fraction", va="center", fontsize=8
-        )
-        axis.tick_params(axis="x", labelsize=7)
-    height = figure.get_figheight()
-    figure.subplots_adjust(hspace=1.5, top=1 - 0.45 / height, bottom=0.3 / height)
-    figure.suptitle(
-        "Tests: mean and 95 % interval (a − b, or the share that must stay below the dashed line)", fontsize=9, y=1
-    )
+            f"{test['mean']:.3g} [{test['low']:.3g}, {test['high']:.3g}], n = {test['n']}",
+            (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=7,
+        )  # fmt: skip
+    axis.grid(axis="x", visible=False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
+    axis.set_xlabel("mean and 95 % interval, each row on its own scale; | marks a bound or margin", fontsize=8)
     return figure
 
 

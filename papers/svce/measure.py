@@ -58,8 +58,8 @@ def minimal_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def diversity_rows(shard: Shard) -> list[dict]:
-    """Diversity over start draws (table G of the spec): the mean l1 distance between the images of two draws ÷ their mean
-    l1 distance to the original: 0 when the start does not matter, 2 when changes share no pixel."""
+    """Diversity over start draws (table G of the spec): the mean l1 distance between the images of two draws ÷ their
+    mean l1 distance to the original: 0 when the start does not matter, 2 when changes share no pixel."""
     lines = []
     draws: dict[str, list[str]] = {}
     for method in shard.batches:

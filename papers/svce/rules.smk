@@ -6,7 +6,9 @@ SVCE_GROUPS = {
         {
             **entry,
             "starts": {"name": entry["starts"], **SVCE["starts"][entry["starts"]]},
-            "cells": [cell for cells in entry["cells"] for cell in SVCE["cells"][cells]],
+            "cells": [
+                cell for cells in entry["cells"] for cell in SVCE["cells"][cells]
+            ],
         }
         for entry in group
     ]
@@ -28,7 +30,8 @@ SVCE_FIGURES = [
     "verdicts",
 ]
 FIGURES_OF["svce"] = [
-    f"{FIGURES}/svce/{name}.png" for name in [*SVCE_FIGURES, "photos", "overlay"]
+    *(f"{FIGURES}/svce/{name}.png" for name in [*SVCE_FIGURES, "photos", "overlay"]),
+    f"{RESULTS}/svce/rating/sheet.html",
 ]
 
 
@@ -157,7 +160,9 @@ rule svce_realism:
         f"{LOGS}/svce/realism.log",
     params:
         src=digest("papers.svce.realism"),
-        worlds=[f"{world}={panel}" for world, panel in SVCE["realism"]["worlds"].items()],
+        worlds=[
+            f"{world}={panel}" for world, panel in SVCE["realism"]["worlds"].items()
+        ],
         methods=SVCE["realism"]["pairs"]["methods"],
         noise=SVCE["realism"]["noise"],
         splits=SPLITS,
@@ -187,6 +192,35 @@ rule svce_discovery:
         " 2> >(tee {log} >&2)"
 
 
+rule svce_robustness:
+    input:
+        splits=rules.splits.output,
+        data=sorted(
+            {
+                file
+                for world in SVCE["robustness"]["classifiers"]
+                for file in data_of(world)
+            }
+        ),
+        checkpoints=[
+            file
+            for world, kinds in SVCE["robustness"]["classifiers"].items()
+            for file in checkpoints(world, kinds, config["seeds"])
+        ],
+    output:
+        rows=f"{RESULTS}/svce/robustness.parquet",
+        table=f"{RESULTS}/svce/tables/robustness.csv",
+    log:
+        f"{LOGS}/svce/robustness.log",
+    params:
+        src=digest("common.classifiers.robustness"),
+        recipe=json.dumps(SVCE["robustness"]),
+        folder=SPLITS,
+    shell:
+        "python -m common.classifiers.robustness --checkpoints {input.checkpoints} --splits {params.folder}"
+        " --recipe {params.recipe:q} --out {output.rows} --table {output.table} 2> >(tee {log} >&2)"
+
+
 rule svce_exactness:
     output:
         f"{RESULTS}/svce/exactness.parquet",
@@ -208,7 +242,7 @@ rule svce_verdicts:
         exactness=rules.svce_exactness.output,
         realism=rules.svce_realism.output.rows,
         discovery=rules.svce_discovery.output.rows,
-        robustness=rules.robustness.output.rows,
+        robustness=rules.svce_robustness.output.rows,
     output:
         claims=f"{RESULTS}/svce/claims.json",
         tables=expand(
@@ -230,7 +264,6 @@ rule svce_verdicts:
                         "split_seed",
                         "classifiers",
                         "oracles",
-                        "robustness",
                         "diffusion",
                         "match_at",
                     )
@@ -284,6 +317,25 @@ rule svce_figures:
     shell:
         "python -m papers.svce.figures --shards {params.shards} --seeds {params.seeds} --results {params.results}"
         " --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule svce_rating:
+    input:
+        shard=f"{SVCE_SHARDS}/pairs/scenes/l2at-{config['seeds'][0]}.safetensors",
+    output:
+        f"{RESULTS}/svce/rating/sheet.html",
+        f"{RESULTS}/svce/rating/key.json",
+    log:
+        f"{LOGS}/svce/rating.log",
+    params:
+        src=digest("papers.svce.rating"),
+        template=sha256("papers/svce/rating_sheet.html"),
+        cfg=SVCE["rating"],
+        folder=f"{RESULTS}/svce/rating",
+    shell:
+        "python -m papers.svce.rating sheet --shard {input.shard} --methods {params.cfg[methods]}"
+        " --trials {params.cfg[trials]} --level {params.cfg[level]} --seed {params.cfg[seed]} --out {params.folder}"
+        " 2> >(tee {log} >&2)"
 
 
 rule svce_photos:

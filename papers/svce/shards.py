@@ -83,14 +83,17 @@ class Starts:
     target: str | int
     source: int | None = None
 
-    def pairs(self, world: str, table: pd.DataFrame, data: Path, classifier: nn.Module) -> tuple[datasets.Images, Tensor]:
+    def pairs(
+        self, world: str, table: pd.DataFrame, data: Path, classifier: nn.Module
+    ) -> tuple[datasets.Images, Tensor]:
         """The images and N target classes. Raises VceError when there is no such image."""
+        table = table[table["split"] == "pairs"]
         if self.source is not None:
             table = table[table["label"] == self.source]
-        images = datasets.load(world, table, "pairs", data, self.n)
-        if not images.ids:
+        if table.empty:
             which = "" if self.source is None else f" of class {self.source}"
             raise VceError(f"{world}: the pairs split has no images{which}; raise its size in `splits`")
+        images = datasets.load(world, table, "pairs", data, self.n)
         if self.target in ("second", "first"):
             with torch.no_grad():
                 order = classifier(images.images).argsort(1, descending=True)

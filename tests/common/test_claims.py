@@ -215,7 +215,12 @@ def set_verdict(table):
 
 @pytest.mark.parametrize(
     ("a", "b", "expected"),
-    [(0.1, 0.0, "supported"), (0.0, 0.1, "contradicted"), (0.0, 0.0, "inconclusive"), ((0.3, 0.3, -0.1), 0.0, "inconclusive")],
+    [
+        (0.1, 0.0, "supported"),
+        (0.0, 0.1, "contradicted"),
+        (0.0, 0.0, "inconclusive"),
+        ((0.3, 0.3, -0.1), 0.0, "inconclusive"),
+    ],
 )
 def test_set_difference(a, b, expected):
     found, outcome = set_verdict(sets(a, b))
@@ -251,7 +256,13 @@ def test_the_gate_leaves_seeds_out_and_none_left_is_not_tested():
 
 
 def test_an_untested_claim_says_why():
-    fields = {"statement": "s", "where": "unknown", "paper_value": "unknown", "source": "spec", "untested": "needs people"}
+    fields = {
+        "statement": "s",
+        "where": "unknown",
+        "paper_value": "unknown",
+        "source": "spec",
+        "untested": "needs people",
+    }
     verdicts, outcomes = judge(claims.Claims.model_validate({"paper": "p", "claims": {"C1": fields}}), {})
     assert verdicts["C1"]["verdict"] == "not tested" and verdicts["C1"]["note"] == "needs people" and not outcomes
     with pytest.raises(ValueError, match="untested"):

@@ -1,5 +1,4 @@
-"""Robust accuracy against closed forms: a linear net falls exactly where its margin is within reach of the dual norm."""
-
+"""Robust accuracy against closed forms: a linear net falls exactly where its margin is within reach."""
 
 import pytest
 import torch

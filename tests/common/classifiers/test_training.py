@@ -48,7 +48,9 @@ def fitted(blobs, seed=0, **recipe):
     return model, losses
 
 
-@pytest.mark.parametrize("recipe", [{}, {"augment": True}, {"adversary": {"l2": 0.5}}, {"adversary": {"linf": 0.05, "l1": 2.0}}])
+@pytest.mark.parametrize(
+    "recipe", [{}, {"augment": True}, {"adversary": {"l2": 0.5}}, {"adversary": {"linf": 0.05, "l1": 2.0}}]
+)
 def test_training_lowers_the_loss_and_repeats_bit_for_bit(blobs, recipe):
     (model, losses), (again, same) = fitted(blobs, **recipe), fitted(blobs, **recipe)
     assert len(losses) == 4 and losses[-1] < 0.6 * losses[0] and losses == same
@@ -196,7 +198,9 @@ def test_a_class_without_images_is_named(tmp_path):
     table = datasets.draw_splits("scenes", sizes, 0, Path("none"))
     table = table[(table["label"] != 3) | (table["split"] != "systems")]
     with pytest.raises(VceError, match="scenes: split 'systems' has no image of rings"):
-        train_classifiers("scenes", table, Path("none"), {"a": {"architecture": "strided_cnn", "epochs": 1}}, 0, tmp_path)
+        train_classifiers(
+            "scenes", table, Path("none"), {"a": {"architecture": "strided_cnn", "epochs": 1}}, 0, tmp_path
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -52,7 +52,9 @@ def test_equal_distributions_have_distance_zero_on_average():
         for _ in range(300)
     ]
     assert abs(np.mean(values)) < 3 * np.std(values) / 300**0.5
-    shifted = Reference(torch.randn(60, 5, dtype=torch.float64), halves).kid(1 + torch.randn(40, 5, dtype=torch.float64))
+    shifted = Reference(torch.randn(60, 5, dtype=torch.float64), halves).kid(
+        1 + torch.randn(40, 5, dtype=torch.float64)
+    )
     assert shifted[0] > 1
 
 

@@ -2,46 +2,66 @@
 
 import json
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.optimize import minimize
 from torch import nn
 
 from common import verdicts
 from common.batches import read_shard
-from common.classifiers.checkpoints import load_checkpoint
-from common.classifiers.train import train_classifier, train_oracles
-from common.classifiers.training import Recipe
-from common.data import datasets
+from common.classifiers import robustness
+from common.classifiers import train as train_job
+from common.data import datasets, split
 from common.errors import VceError
-from common.explain import Streams
 from common.figures import plt, save_figure, style
+from common.generators import train as generator_job
 from common.results import COLUMNS, KEY
-from papers.svce import exactness, figures, measure
-from papers.svce import explain as job
-from papers.svce.explain import explain
+from papers.svce import discovery, exactness, figures, measure, realism, shards
+from papers.svce.explain import ROUNDS
 
 ROOT = Path(__file__).parents[3]
 DATA = Path("none")
-SIZES = {"systems": 300, "calibration": 60, "oracles": 150, "tuning": 64, "pairs": 20}
+SIZES = {"systems": 300, "calibration": 60, "oracles": 150, "tuning": 64, "pairs": 40}
+STARTS = {"systems": 0, "calibration": 0, "oracles": 0, "tuning": 64, "pairs": 40}
+BRIEF = {"architecture": "strided_cnn", "epochs": 3, "batch_size": 32}
+ROBUST = {**BRIEF, "adversary": {"l2": 0.5}}
+PANEL = {
+    "augmented": {**BRIEF, "architecture": "plain_cnn", "augment": True},
+    "l2at": {**ROBUST, "architecture": "residual_cnn"},
+    "features": {**BRIEF, "architecture": "plain_cnn", "epochs": 1},
+}
 CELLS = [
-    {"optimiser": "afw-b", "p": 1.5, "iterations": 75, "radii": [1.0, 4.0]},
-    {"optimiser": "apgd", "p": 2, "iterations": 75, "radii": [0.4, 1.5]},
-    {"optimiser": "apgd", "p": 1, "iterations": 75, "radii": [4.0, 20.0]},
+    {"optimiser": "afw-b", "p": 1.5, "strengths": [1.0, 4.0]},
+    {"optimiser": "apgd", "p": 2, "strengths": [0.4, 1.5]},
+    {"optimiser": "apgd", "p": 1, "strengths": [4.0, 20.0]},
 ]
-RECIPE = {
-    "n_pairs": 3,
-    "cells": CELLS,
+SETS = [{**cell, "iterations": 25, "strengths": cell["strengths"][-1:]} for cell in CELLS]
+PAIRS = {
+    "world": "scenes",
+    "classifiers": ["l2at"],
+    "starts": {"name": "pairs", "n": 3, "target": "drawn"},
+    "cells": [*CELLS, {"optimiser": "pvce", "strengths": [1.5]}, {"optimiser": "blended", "strengths": [25.0]}],
     "traced": ["afw-b/l1.5/k75", "apgd/l2/k75"],
     "thresholded": {"dense": "apgd/l2/k75", "sparse": "afw-b/l1.5/k75", "level": 0.9},
     "random_radii": [0.4, 1.5],
 }
-BRIEF = {"epochs": 3, "batch_size": 32}
+DRAWS = [{"optimiser": "afw-b", "strengths": [1.5], "draw": draw} for draw in (1, 2)]
+MINIMAL = [{"optimiser": "minimal", "strengths": [0.5, 0.9], "ceiling": 5.0}]
+CUES = {"name": "cues", "n": 5, "source": 1, "target": 0}
+GROUP = [
+    PAIRS,
+    {**PAIRS, "classifiers": ["standard"], "cells": CELLS, "traced": []},
+    {"world": "scenes", "classifiers": ["l2at"], "starts": {"name": "draws", "n": 2, "target": "drawn"},
+     "cells": DRAWS + MINIMAL},
+    {"world": "scenes", "classifiers": ["l2at"], "starts": {"name": "ID", "n": 8, "target": "second"}, "cells": SETS},
+    {"world": "scenes-empty", "trained_on": "scenes", "classifiers": ["l2at"],
+     "starts": {"name": "OD", "n": 8, "target": "first"}, "cells": SETS},
+    {"world": "scenes-uncued", "classifiers": ["l2at"], "starts": CUES, "cells": SETS},
+    {"world": "scenes-corner", "classifiers": ["l2at"], "starts": CUES, "cells": SETS},
+]  # fmt: skip
 
 
 def run(monkeypatch, module, *arguments):
@@ -51,37 +71,52 @@ def run(monkeypatch, module, *arguments):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Split table, two explained classifiers and the panel."""
+    """Split tables, explained classifiers, panel, feature net and diffusion model."""
     home = tmp_path_factory.mktemp("svce")
-    table = datasets.draw_splits("scenes", SIZES, 0, DATA)
-    table.to_parquet(home / "scenes.parquet")
-    for kind, epsilon in (("l2at", 0.5), ("standard", 0.0)):
-        recipe = Recipe("strided_cnn", epsilon=epsilon, **BRIEF)
-        train_classifier("scenes", table, DATA, recipe, 0, "systems", home / f"{kind}-0.safetensors")
-    panel = {
-        "augmented": Recipe("plain_cnn", augment=True, **BRIEF),
-        "l2at": Recipe("residual_cnn", epsilon=0.5, **BRIEF),
+    sizes = {"scenes": SIZES, "scenes-empty": STARTS, "scenes-uncued": SIZES, "scenes-corner": SIZES}
+    recipes = {
+        "scenes": {"l2at": ROBUST, "standard": BRIEF},
+        "scenes-uncued": {"l2at": BRIEF},
+        "scenes-corner": {"l2at": BRIEF},
     }
-    train_oracles("scenes", table, DATA, panel, home / "oracles")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(monkeypatch, split, "--sizes", json.dumps(sizes), "--seed", 0, "--out", home / "splits")
+        run(monkeypatch, train_job, "classifiers", "--splits", home / "splits", "--recipes", json.dumps(recipes),
+            "--seed", 0, "--out", home / "classifiers")  # fmt: skip
+        run(monkeypatch, train_job, "oracles", "--splits", home / "splits", "--recipes", json.dumps({"scenes": PANEL}),
+            "--out", home / "oracles")  # fmt: skip
+        run(monkeypatch, generator_job, "diffusion", "--world", "scenes", "--splits", home / "splits/scenes.parquet",
+            "--recipe", '{"epochs": 1}', "--seed", 0, "--out", home / "diffusion.safetensors")  # fmt: skip
     return home
 
 
 def chain(monkeypatch, home, out):
-    """Explain both classifiers, measure and judge into `out`."""
-    shards = []
-    for kind in ("l2at", "standard"):
-        shards.append(out / "scenes" / f"{kind}-0.safetensors")
-        run(monkeypatch, job, "--world", "scenes", "--splits", home / "scenes.parquet", "--kind", kind, "--seed", 0,
-            "--checkpoint", home / f"{kind}-0.safetensors", "--recipe", json.dumps(RECIPE),
-            "--out", shards[-1])  # fmt: skip
-    panel = [f"{name}={home}/oracles/scenes-{name}.safetensors" for name in ("augmented", "svm", "l2at")]
-    run(monkeypatch, measure, "--shards", *shards, "--splits", home / "scenes.parquet", "--panel", *panel,
-        "--out", out / "rows.parquet", "--gate", out / "gate.csv", "--cost", out / "cost.parquet")  # fmt: skip
+    """Explain, measure and judge into `out`."""
+    nets = home / "classifiers"
+    run(monkeypatch, shards, "--group", json.dumps(GROUP), "--splits", home / "splits", "--checkpoints", nets,
+        "--diffusion", home / "diffusion.safetensors", "--seed", 0, "--out", out / "batches")  # fmt: skip
+    pairs = [out / f"batches/{name}-0.safetensors" for name in ("pairs/scenes/l2at", "pairs/scenes/standard")]
+    draws = [out / "batches/draws/scenes/l2at-0.safetensors"]
+    sets = [out / f"batches/{name}/l2at-0.safetensors" for name in ("ID/scenes", "OD/scenes-empty")]
+    cues = [out / f"batches/cues/scenes-{name}/l2at-0.safetensors" for name in ("uncued", "corner")]
+    run(monkeypatch, measure, "--shards", *pairs, *draws, "--splits", home / "splits", "--oracles", home / "oracles",
+        "--panels", "scenes=scenes", "--out", out / "rows.parquet", "--tables", out / "tables",
+        "--cost", out / "cost.parquet")  # fmt: skip
+    run(monkeypatch, realism, "--shards", *sets, pairs[0], "--worlds", "scenes-empty=scenes", "--splits",
+        home / "splits", "--oracles", home / "oracles", "--noise", 1.5, "--pairs-methods", "apgd/l2/k75", "blended",
+        "--out", out / "realism.parquet", "--table", out / "tables/realism.csv")  # fmt: skip
+    run(monkeypatch, discovery, "--shards", *cues, "--checkpoints",
+        *(nets / f"{path.parent.name}/{path.name}" for path in cues), "--splits", *(home / "splits").iterdir(),
+        "--out", out / "discovery.parquet", "--table", out / "tables/discovery.csv",
+        "--summary", out / "tables/discovery_summary.csv")  # fmt: skip
+    run(monkeypatch, robustness, "--checkpoints", *sorted((nets / "scenes").iterdir()), "--splits", home / "splits",
+        "--recipe", json.dumps({"n": 20, "iterations": 5, "radii": {"scenes": {"l1": 5.0, "l2": 0.5, "linf": 0.02}}}),
+        "--out", out / "robustness.parquet", "--table", out / "tables/robustness.csv")  # fmt: skip
     run(monkeypatch, exactness, "--problems", 6, "--dimension", 64, "--seed", 0, "--out", out / "exactness.parquet")
+    names = ("exactness", "realism", "discovery", "robustness")
     run(monkeypatch, verdicts, "--claims", ROOT / "papers/svce/claims.yaml", "--rows", out / "rows.parquet",
-        "--exactness", out / "exactness.parquet", "--gate", out / "gate.csv", "--protocol", '{"scale": "test"}',
-        "--level", 0.9, "--out", out)  # fmt: skip
-    return shards
+        "--tables", *(f"{name}={out}/{name}.parquet" for name in names), "--gate", out / "tables/oracle_gate.csv",
+        "--protocol", '{"scale": "test"}', "--level", 0.9, "--out", out)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -96,21 +131,26 @@ def runs(home):
 
 def test_the_same_commands_give_the_same_bytes(runs):
     first, second = runs
-    names = ["rows.parquet", "claims.json", "gate.csv", "exactness.parquet", "scenes/l2at-0.safetensors"]
-    names += [f"tables/{name}.csv" for name in ("tests", "methods", "strengths", "statuses")]
-    for name in names:
+    costs = {"cost.parquet"}
+    names = {str(path.relative_to(first)) for path in first.rglob("*.*") if path.is_file()} - costs
+    names = {name for name in names if not name.endswith(".cost.json")}
+    assert {"rows.parquet", "claims.json", "realism.parquet", "discovery.parquet", "tables/tests.csv"} <= names
+    for name in sorted(names - {"claims.json"}):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    one, two = (json.loads((folder / "claims.json").read_text()) for folder in runs)
+    assert one == two
 
 
 def test_rows_are_complete(runs):
     rows = pd.read_parquet(runs[0] / "rows.parquet")
     assert list(rows.columns) == list(COLUMNS) and not rows.duplicated(KEY).any()
     paths = {"random": 2, "identity": 1, "class-mean": 8, "nearest-real": 8, "twin": 8, "apgd/l2/k75/thresholded": 1}
-    paths |= {"afw-b/l1.5/k75": 2, "apgd/l2/k75": 2, "apgd/l1/k75": 2}
-    sizes = rows.groupby(["classifier", "method"]).size().unstack("classifier")
-    assert sizes.index.tolist() == sorted(paths) and all((sizes.loc[m] == 3 * s).all() for m, s in paths.items())
+    paths |= {"afw-b/l1.5/k75": 2, "apgd/l2/k75": 2, "apgd/l1/k75": 2, "pvce/l2": 1, "blended": 1}
+    sizes = rows[rows["classifier"] == "l2at"].groupby("method").size()
+    more = {"afw-b/l2/k75/draw1": 2, "afw-b/l2/k75/draw2": 2, "minimal/l2/k75": 4}
+    assert sizes.to_dict() == {method: 3 * s for method, s in paths.items()} | more
     assert rows["confidence"].between(0, 1).all() and np.isfinite(rows["log_confidence"]).all()
-    searched = rows[rows["method"].str.endswith("k75")]
+    searched = rows[rows["method"].isin(["afw-b/l1.5/k75", "apgd/l2/k75", "apgd/l1/k75"])]
     assert (searched["forward"] == 76).all() and (searched["backward"] == 76).all()
     for norm in ("l1", "l1.5", "l2"):
         cell = searched[searched["method"].str.contains(f"/{norm}/")]
@@ -129,27 +169,81 @@ def test_rows_are_complete(runs):
 def test_every_claim_has_a_verdict_and_none_beyond_screening(runs):
     report = json.loads((runs[0] / "claims.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     claims = report["claims"]
+    assert set(claims) == {f"C{k}" for k in range(1, 13)}
     assert claims["C1"]["verdict"] == "supported" and claims["C3"]["verdict"] == "not tested"
     assert all(claim["verdict"] != "supported" for name, claim in claims.items() if name != "C1")
+    assert all(claim["note"] for claim in claims.values() if claim["verdict"] == "not tested")
     assert report["protocol"]["pairs"] == 3 and report["protocol"]["seeds"] == 1
 
 
 def test_traces_never_fall_and_end_at_the_best(runs):
-    shard = read_shard(runs[0] / "scenes" / "l2at-0.safetensors")
+    shard = read_shard(runs[0] / "batches/pairs/scenes/l2at-0.safetensors")
     for method, trace in shard.traces.items():
         assert trace.shape == (3, 2, 76) and (trace.diff(dim=2) >= 0).all()
         assert torch.allclose(trace[..., -1], shard.batches[method].log_confidence, atol=1e-4)
 
 
-def test_figures_are_drawn(runs, monkeypatch):
-    out = runs[0]
-    shard, plain = (out / "scenes" / f"{kind}-0.safetensors" for kind in ("l2at", "standard"))
-    run(monkeypatch, figures, "--robust", shard, "--plain", plain, "--rows", out / "rows.parquet", "--methods",
-        out / "tables" / "methods.csv", "--tests", out / "tables" / "tests.csv", "--out", out / "figures")  # fmt: skip
-    drawn = {path.name for path in (out / "figures").iterdir()}
-    names = ("grid", "grid-plain", "optimisers", "sparsity", "radius", "verdicts")
-    assert {f"{name}.{suffix}" for name in names for suffix in ("png", "svg")} <= drawn
-    text = (out / "figures" / "radius.svg").read_text()
+def test_stopped_samples_save_passes(runs):
+    table = pd.read_csv(runs[0] / "tables/minimal.csv")
+    assert len(table) == 2 and (table["passes"] <= table["passes_without_stop"]).all()
+    assert (table["saved"] == (1 - table["passes"] / table["passes_without_stop"]).round(4)).all()
+    assert (table["passes_without_stop"] <= ROUNDS * 76).all()
+
+
+def test_diversity_compares_the_draws_of_one_method(runs):
+    table = pd.read_csv(runs[0] / "tables/diversity.csv")
+    assert table["method"].tolist() == ["afw-b/l2/k75"] and table["draws"].tolist() == [2]
+    shard = read_shard(runs[0] / "batches/draws/scenes/l2at-0.safetensors")
+    one, two = (shard.batches[f"afw-b/l2/k75/draw{k}"] for k in (1, 2))
+    between = (one.images - two.images).abs().flatten(2).mean(2)[:, 0]
+    by_hand = (between / ((one.distance + two.distance) / 2)[:, 0]).mean().item()
+    assert table["spread"].item() == pytest.approx(by_hand, abs=1e-4) and by_hand > 0
+
+
+def test_realism_has_controls_and_averages(runs):
+    rows = pd.read_parquet(runs[0] / "realism.parquet")
+    methods = {"afw-b/l1.5/k25", "apgd/l1/k25", "apgd/l2/k25"}
+    for starts in ("ID", "OD", "average"):
+        cell = rows[rows["starts"] == starts]
+        assert set(cell["method"]) == methods | {"identity", "noise", "real"} and (cell["n"] == 8).all()
+    assert set(rows[rows["starts"] == "pairs"]["method"]) == {"apgd/l2/k75", "blended", "identity", "noise", "real"}
+    key = ["classifier", "method", "half"]
+    parts = [rows[rows["starts"] == starts].set_index(key)["kid"].sort_index() for starts in ("ID", "OD", "average")]
+    assert np.allclose((parts[0] + parts[1]) / 2, parts[2])
+
+
+def test_targets_are_those_of_the_settings(runs, home):
+    inside, outside = (
+        read_shard(runs[0] / f"batches/{name}/l2at-0.safetensors") for name in ("ID/scenes", "OD/scenes-empty")
+    )
+    assert (inside.target != inside.source_prediction).all() and torch.equal(outside.target, outside.source_prediction)
+    assert not outside.interventions
+    cues = read_shard(runs[0] / "batches/cues/scenes-corner/l2at-0.safetensors")
+    assert (cues.source == 1).all() and (cues.target == 0).all()
+
+
+def test_figures_are_drawn(runs, tmp_path):
+    style()
+    out, table = runs[0], runs[0] / "tables"
+    shard = read_shard(out / "batches/pairs/scenes/l2at-0.safetensors")
+    cues = [read_shard(path) for path in sorted((out / "batches/cues").rglob("*.safetensors"))]
+    rows = pd.read_parquet(out / "rows.parquet")
+    drawn = {
+        "grid": figures.grid(shard, DATA),
+        "grid-density": figures.grid_density(shard, DATA),
+        "grid-cues": figures.grid_cues(cues, DATA),
+        "optimisers": figures.optimisers([shard]),
+        "sparsity": figures.sparsity(pd.read_csv(table / "methods.csv")),
+        "sparsity-confidence": figures.sparsity_confidence(rows),
+        "radius": figures.radius(rows),
+        "realism": figures.realism(pd.read_csv(table / "realism.csv")),
+        "discovery": figures.discovery(pd.read_csv(table / "discovery.csv")),
+        "verdicts": figures.verdicts(pd.read_csv(table / "tests.csv")),
+    }
+    for name, figure in drawn.items():
+        save_figure(figure, tmp_path / f"{name}.png", {"rule": "svce_figures"})
+        assert (tmp_path / f"{name}.svg").stat().st_size > 5_000
+    text = (tmp_path / "radius.svg").read_text()
     assert '"rule": "svce_figures"' in text.replace("&quot;", '"') and "<dc:date>" not in text
 
 
@@ -160,119 +254,36 @@ def test_a_figure_has_the_same_bytes_twice(tmp_path):
         axis.plot([0, 1], [1, 0], label="x")
         axis.legend()
         save_figure(figure, tmp_path / f"{name}.png", {"rule": "r"})
-    for suffix in (".png", ".svg"):
-        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+    for suffix in ("png", "svg"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def problem(home):
-    """Images, labels, targets, streams and the robust classifier."""
-    pairs = datasets.load("scenes", pd.read_parquet(home / "scenes.parquet"), "pairs", DATA, 6)
-    target = (pairs.labels + 1) % 5
-    return pairs.images, pairs.labels, target, Streams(0, pairs.ids, tuple(target.tolist())), load_checkpoint(
-        home / "l2at-0.safetensors"
-    )  # fmt: skip
-
-
-def solve(problem, rows=None, strengths=(1.0, 3.0), classifier=None, **options):
-    x, source, target, rng, net = problem
-    rows = list(range(len(x))) if rows is None else rows
-    return explain(x[rows], source[rows], target[rows], classifier=classifier or net, rng=rng[rows],
-                   strengths=strengths, **{"iterations": 10, **options})  # fmt: skip
-
-
-@pytest.mark.parametrize("optimiser, p", [("afw-b", 1.5), ("afw-a", 2), ("fw", 1.5), ("apgd", 2), ("apgd", 1)])
-def test_batch_and_order_change_nothing_but_rounding(problem, optimiser, p):
-    """Network kernels differ by about 1e-6 between batch sizes; ten iterations keep confidence and distance to 1e-4."""
-    reference = solve(problem, optimiser=optimiser, p=p)
-    order = [3, 0, 5, 1, 4, 2]
-    for rows, batch_size in ((order, 64), (list(range(6)), 5), ([4, 2], 1)):
-        other = solve(problem, rows, optimiser=optimiser, p=p, batch_size=batch_size)
-        assert (other.status == reference.status[rows]).all()
-        assert torch.allclose(other.confidence, reference.confidence[rows], atol=1e-4)
-        assert torch.allclose(other.distance, reference.distance[rows], atol=1e-4)
-    assert torch.equal(problem[3][order].normal((3, 32, 32), "start"), problem[3].normal((3, 32, 32), "start")[order])
-
-
-def test_a_radius_does_not_see_the_others(problem):
-    both, alone = solve(problem), solve(problem, strengths=(3.0,))
-    assert torch.allclose(both.confidence[:, 1], alone.confidence[:, 0], atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"strengths": (0.0,)}, "epsilon"),
-        ({"strengths": (1.0, -2.0)}, "epsilon"),
-        ({"p": 0.5}, "p: the norm's order"),
-        ({"optimiser": "adam"}, "optimiser 'adam' is unknown; choose one of afw-a"),
-        ({"optimiser": "afw-c"}, "afw-c"),
-        ({"optimiser": "apgd", "p": 1.5}, "apgd projects onto l1 and l2 balls only"),
-        ({"optimiser": "apgd", "p": 2, "strengths": (0.0,)}, "epsilon"),
-    ],
-)
-def test_wrong_options_are_refused(problem, options, named):
-    with pytest.raises(VceError, match=named):
-        solve(problem, **options)
-
-
-class Breaks(nn.Module):
-    """The classifier, but not a number for images with a top left pixel above a half."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return torch.where(x[:, :1, 0, 0] > 0.5, torch.nan, self.net(x))
-
-
-@pytest.mark.parametrize("optimiser, p", [("afw-b", 1.5), ("apgd", 2), ("apgd", 1)])
-def test_one_broken_sample_breaks_no_other(problem, optimiser, p):
-    x, source, target, rng, net = problem
-    harmless, broken = x.clone(), x.clone()
-    harmless[:, :, 0, 0] = 0
-    broken[:, :, 0, 0], broken[2, :, 0, 0] = 0, 1
-    small = {"strengths": (0.3,), "optimiser": optimiser, "p": p, "classifier": Breaks(net)}
-    a, b = (solve((images, source, target, rng, net), **small) for images in (harmless, broken))
-    assert b.status[2].tolist() == ["diverged"] and b.confidence[2].item() == 0
-    assert torch.equal(b.images[2, 0], broken[2]) and b.steps[2].item() == 1
-    rest = [0, 1, 3, 4, 5]
-    for item in fields(a):
-        one, two = getattr(a, item.name), getattr(b, item.name)
-        if isinstance(one, torch.Tensor):
-            assert torch.equal(one[rest], two[rest]), item.name
-    assert (a.status[rest] == b.status[rest]).all() and (a.status != "diverged").all()
-
-
-def test_a_method_listed_twice_is_refused(home):
-    table = pd.read_parquet(home / "scenes.parquet")
+def test_a_method_listed_twice_is_refused():
     with pytest.raises(VceError, match=r"afw-b/l1\.5/k75 is listed twice"):
-        job.explain_shard("scenes", table, DATA, nn.Identity(), "k", 0, {**RECIPE, "cells": CELLS + CELLS[:1]}, print)
+        shards.parse_cells(CELLS + CELLS[:1])
 
 
-@pytest.mark.parametrize("p", [1.1, 1.5, 2.0, 4.0])
-def test_bisection_agrees_with_scipy(p):
-    rng = np.random.default_rng(0)
-    for size in (0.1, 0.6, 1.5):
-        w, x = rng.normal(size=6), rng.random(6)
-        x[0], x[1] = 0.0, 1.0
-        gamma = np.where(w > 0, 1 - x, x)
-        ball = {"type": "ineq", "fun": lambda s, size=size: size**p - (np.abs(s) ** p).sum()}
-        found = minimize(lambda s, w=w: -np.abs(w) @ s, np.minimum(gamma, size / 12), bounds=[(0, g) for g in gamma],
-                         constraints=[ball], options={"maxiter": 500, "ftol": 1e-12})  # fmt: skip
-        best = exactness.bisection(torch.tensor(w)[None], torch.tensor(x)[None], torch.tensor([size]).double(), p)
-        assert best.item() == pytest.approx(-found.fun, rel=1e-4)
+def test_a_wrong_cell_names_its_field():
+    with pytest.raises(VceError, match="radius"):
+        shards.parse_cells([{"optimiser": "apgd", "radius": 1}])
+    with pytest.raises(VceError, match="'strengths'"):
+        shards.parse_cells([{"optimiser": "apgd"}])
 
 
-def test_bisection_for_p_1_is_the_knapsack():
-    w, x = torch.tensor([[3.0, -2.0, 1.0, 5.0]]), torch.tensor([[0.6, 0.5, 0.2, 1.0]])  # rooms .4, .5, .8, 0
-    for epsilon, best in ((0.3, 0.9), (0.6, 1.2 + 0.4), (1.0, 1.2 + 1.0 + 0.1), (9.0, 1.2 + 1.0 + 0.8)):
-        assert exactness.bisection(w, x, torch.tensor([epsilon]), 1.0).item() == pytest.approx(best, rel=1e-6)
+def test_a_density_method_without_its_model_is_refused():
+    with pytest.raises(VceError, match="pvce needs a diffusion model; give --diffusion"):
+        shards.Cell("pvce", (1.0,)).explainer(None)
 
 
-def test_exactness_table_sees_an_inexact_oracle(monkeypatch):
-    honest = exactness.measure_exactness(4, 48, 0)
-    assert honest["gap"].max() < 1e-5 and len(honest) == 4 * 5 * 2
-    monkeypatch.setattr(exactness, "lmo", lambda w, x, e, p, lmo=exactness.lmo: 0.999 * lmo(w, x, e, p))
-    assert exactness.measure_exactness(4, 48, 0)["gap"].min() > 5e-4
+def test_a_class_without_images_is_named(home):
+    table = pd.read_parquet(home / "splits/scenes.parquet")
+    starts = shards.Starts("cues", 5, 0, source=1)
+    with pytest.raises(VceError, match="scenes: the pairs split has no images of class 1"):
+        starts.pairs("scenes", table[table["label"] != 1], DATA, nn.Identity())
+    assert (starts.pairs("scenes", table, DATA, nn.Identity())[0].labels == 1).all()
+
+
+def test_worlds_load_what_the_starts_ask_for(home):
+    table = pd.read_parquet(home / "splits/scenes.parquet")
+    images, target = shards.Starts("pairs", 4, "drawn").pairs("scenes", table, DATA, nn.Identity())
+    assert images.ids == datasets.load("scenes", table, "pairs", DATA, 4).ids and (target != images.labels).all()
