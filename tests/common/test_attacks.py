@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from common.attacks import (
     apgd_l1,
     apgd_l2,
+    apgd_linf,
     checkpoints,
     must_shrink,
     project_l1,
@@ -277,7 +278,42 @@ def test_apgd_l2_stays_in_its_set_per_row():
     assert len(seen) == 21
 
 
-@pytest.mark.parametrize("optimiser", [apgd_l2, apgd_l1])
+def test_apgd_linf_stays_in_its_set_per_row_and_finds_the_corner_of_a_linear_objective():
+    """max ⟨w, δ⟩ over ‖δ‖∞ ≤ ε and the box is sgn(w)·min(ε, room), reached exactly."""
+    x0, _, z = batch(n=3)
+    w = torch.randn(x0.shape, generator=torch.Generator().manual_seed(7))
+    epsilon, seen = torch.tensor([0.05, 0.2, 2.0]), []
+
+    def linear(x, rows):
+        seen.append((x - x0).flatten(1).abs().amax(1))
+        assert x.min() >= 0 and x.max() <= 1
+        return (w[rows] * (x - x0[rows])).flatten(1).sum(1), w[rows]
+
+    answer = apgd_linf(x0, linear, epsilon, z, 20)
+    assert (torch.stack(seen) <= epsilon + 1e-6).all() and len(seen) == 21
+    room = torch.where(w > 0, 1 - x0, x0)
+    torch.testing.assert_close(answer.x, x0 + w.sign() * room.minimum(epsilon.view(-1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("optimiser", [apgd_l2, apgd_linf, apgd_l1])
+def test_passes_count_what_waits_in_the_batch_too(optimiser):
+    """Samples that reach `stop_at` run on until a checkpoint lets them go; every pass of every row is counted."""
+    x0, centre, z = batch(n=8, seed=4)
+    objective, run = quadratic(centre), torch.zeros(8, dtype=torch.long)
+
+    def counted(x, rows):
+        run.index_add_(0, rows, torch.ones_like(rows))
+        return objective(x, rows)
+
+    start = objective(x0, torch.arange(8))[0]
+    answer = optimiser(x0, counted, 0.8, z, 50, stop_at=float(start.sort().values[4]))
+    assert torch.equal(answer.passes, run)
+    assert (answer.passes >= answer.steps).all() and answer.passes.sum() < 8 * 51
+    full = optimiser(x0, objective, 0.8, z, 50)
+    assert (full.passes == 51).all() and (full.steps == 51).all()
+
+
+@pytest.mark.parametrize("optimiser", [apgd_l2, apgd_linf, apgd_l1])
 def test_a_broken_sample_keeps_its_best_image_and_disturbs_nobody(optimiser):
     x0, centre, z = batch(n=4)
     objective, calls = quadratic(centre), 0
@@ -299,7 +335,7 @@ def test_a_broken_sample_keeps_its_best_image_and_disturbs_nobody(optimiser):
     torch.testing.assert_close(objective(answer.x, torch.arange(4))[0][1], answer.L[1])
 
 
-@pytest.mark.parametrize("optimiser", [apgd_l2, apgd_l1])
+@pytest.mark.parametrize("optimiser", [apgd_l2, apgd_linf, apgd_l1])
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])])
 def test_bad_radius_is_one_line(optimiser, epsilon):
     x0, centre, z = batch()
