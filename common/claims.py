@@ -65,7 +65,7 @@ class Test(_Strict):
             raise ValueError(f"`b`: a {self.kind} test {'needs' if compares else 'takes no'} second cell")
         if (self.kind == "parity") != (self.margin is not None):
             raise ValueError("`margin`: parity tests need one, others take none")
-        if self.kind == "difference" and self.bound is not None:
+        if self.kind in ("difference", "set_difference") and self.bound is not None:
             if self.bound >= 0:
                 raise ValueError("`bound`: of a difference it lies below 0, the loss that is still not worse")
         elif compares == (self.bound is not None):
@@ -75,7 +75,7 @@ class Test(_Strict):
 
 class Claim(_Strict):
     """`where` and `paper_value` stay `unknown` until somebody fills them from the paper itself; `untested` is the
-    reason why a claim has no tests."""
+    reason why a claim has no tests, `screening` the reason why its verdict is at most partly."""
 
     statement: str
     where: str | Literal["unknown"]
@@ -83,6 +83,7 @@ class Claim(_Strict):
     source: str
     tests: list[Test] = []
     untested: str | None = None
+    screening: str | None = None
 
     @model_validator(mode="after")
     def _decidable(self):
@@ -215,6 +216,9 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
 def _set_difference(test: Test, rows: pd.DataFrame) -> Estimate:
     """metric(a) − metric(b) over whole sets: the mean over seeds at half 0, the interval from the other halves."""
     cells = [select(rows, where) for where in (test.a, test.b)]
+    for cell, where in zip(cells, (test.a, test.b), strict=True):
+        if cell.duplicated(["seed", "half"]).any():
+            raise VceError(f"test {test.name}: {where} is more than one set per seed; name its strength too")
     a, b = (cell.pivot(index="seed", columns="half", values=test.metric) for cell in cells)
     if not (a.index.equals(b.index) and a.columns.equals(b.columns)):
         raise VceError(f"test {test.name}: its cells hold other seeds or halves; measure the same images")
@@ -287,8 +291,11 @@ def _summary(claim: Claim, outcomes: list[Outcome]) -> dict:
     found = {o.verdict for o in primary}
     failed = [o for o in outcomes if o.verdict != "supported"]
     screening = any(_is_screening(o) for o in primary)
-    if found == {"supported"}:
-        verdict = "partly" if screening or failed else "supported"
+    controls = {o.verdict for o in outcomes if o.role == "control"} - {"not tested"}
+    if found == {"supported"} and controls and "supported" not in controls:
+        verdict = "inconclusive"  # it holds under no control
+    elif found == {"supported"}:
+        verdict = "partly" if screening or claim.screening or failed else "supported"
     elif "contradicted" in found:
         verdict = "contradicted"
     elif "supported" in found:
@@ -299,6 +306,8 @@ def _summary(claim: Claim, outcomes: list[Outcome]) -> dict:
     if screening:
         notes.append(f"screening size (fewer than {MIN_PAIRS} pairs or {MIN_SEEDS} seeds): at most partly")
     measured = {"measured": head.mean, "low": head.low, "high": head.high}
+    if claim.screening:
+        notes.append(f"{claim.screening}: at most partly")
     return {
         **facts,
         **{name: value if np.isfinite(value) else None for name, value in measured.items()},
@@ -325,13 +334,13 @@ def _describe(test: Test) -> str:
         return f"{subject} falls by more than 0.001 at under {test.bound:.0%} of the steps along the path"
     if test.kind == "above":
         return f"{subject} at {test.at} > {test.bound:g}"
-    if test.kind == "set_difference":
+    if test.kind == "set_difference" and test.bound is None:
         return f"{subject} greater than {cell(test.b)}"
     if test.kind == "share_below":
         return f"{subject} at {test.at} < {test.bound:g}"
     relation = f"within ±{test.margin:g} of" if test.kind == "parity" else "greater than"
     if test.bound is not None:
-        relation = f"at most {-test.bound:g} below"
+        relation = f"not more than {-test.bound:g} below"
     return f"{subject} {relation} {cell(test.b)}, at {test.at}"
 
 

@@ -74,14 +74,27 @@ def reliance(shard: Shard) -> dict[str, float]:
     return {factor: (changed != seen).float().mean().item() for factor, changed in shard.interventions.items()}
 
 
-def oracle_gate(shard: Shard, panel: Panel, pairs: datasets.Images) -> pd.DataFrame:
-    """Each judge's accuracy on all images of the pairs split beside the explained classifier's, and whether it passes:
-    no more than 3 points below."""
+def judge_accuracy(panel: Panel, pairs: datasets.Images) -> dict[str, float]:
+    """Each judge's accuracy on all images of the pairs split."""
+    return {
+        judge: (vote == pairs.labels).float().mean().item()
+        for judge, vote in panel.predictions(pairs.images, None).items()
+    }
+
+
+def oracle_gate(shard: Shard, judges: dict[str, float], n: int) -> pd.DataFrame:
+    """Each judge's accuracy on the n images of the pairs split beside the explained classifier's, and whether it
+    passes: no more than 3 points below. The classifier's reliance on each factor stands beside it."""
     rows = []
-    for judge, vote in panel.predictions(pairs.images, None).items():
-        accuracy = (vote == pairs.labels).float().mean().item()
+    for judge, accuracy in judges.items():
         passes = accuracy >= shard.accuracy - 0.03 - 1e-6  # exactly 3 points pass
         rows.append({"judge": judge, "accuracy": accuracy, "classifier_accuracy": shard.accuracy, "passes": passes})
-    facts = {"world": shard.world, "classifier": shard.classifier, "seed": shard.seed, "n": len(pairs.ids)}
+    facts = {"world": shard.world, "classifier": shard.classifier, "seed": shard.seed, "n": n}
     relied = {f"reliance_{factor}": value for factor, value in reliance(shard).items()}
     return pd.DataFrame(rows).assign(**facts, **relied)
+
+
+def passing_judges(gate: pd.DataFrame, world: str) -> set[str]:
+    """The judges that pass beside every classifier of a world: cells that are compared need the same panel."""
+    passes = gate[gate["world"] == world].groupby("judge")["passes"].all()
+    return set(passes.index[passes])

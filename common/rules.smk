@@ -82,7 +82,7 @@ for group, worlds in config["training"].items():
             ],
         log:
             f"{LOGS}/common/classifiers/{group}-{{seed}}.log",
-        priority: 2
+        priority: 3 if group == "scenes" else 2
         params:
             src=digest("common.classifiers.train"),
             recipes=json.dumps(

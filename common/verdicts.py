@@ -24,14 +24,15 @@ WITH_INTERVAL = [f"{name}{end}" for name in ("honest", *TABLE_METRICS) for end i
 METHOD_COLUMNS = ["world", "classifier", "method", "reached", "start_above", "n", "seeds", *WITH_INTERVAL]
 
 
-def relied_on(rows: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
+def relied_on(rows: pd.DataFrame, gate: pd.DataFrame, column: str = "reliance_label") -> pd.DataFrame:
     """The rows of classifiers that rely on the target factor: mean reliance over seeds of at least `MIN_RELIANCE`.
 
-    An explanation shows what the classifier uses; one that hardly uses the target factor leaves the tables and tests.
+    `gate` has the reliance by world, classifier and seed in `column`; without it all rows stay. An explanation shows
+    what the classifier uses; one that hardly uses the target factor leaves the tables and tests.
     """
-    if "reliance_label" not in gate:
+    if column not in gate:
         return rows
-    mean = gate.groupby(["world", "classifier"])["reliance_label"].mean()
+    mean = gate.groupby(["world", "classifier"])[column].mean()
     dropped = mean.index[mean < MIN_RELIANCE]
     return rows[~pd.MultiIndex.from_frame(rows[["world", "classifier"]]).isin(dropped)]
 
@@ -90,6 +91,7 @@ def main() -> None:
     claims, everything = load_claims(args.claims), pd.read_parquet(args.rows)
     rows = relied_on(everything, pd.read_csv(args.gate))
     others = {name: pd.read_parquet(path) for name, path in (item.split("=", 1) for item in args.tables)}
+    others = {name: relied_on(table, table, "reliance") for name, table in others.items()}
     verdicts, outcomes = judge(claims, {"rows": rows, **others})
     tables = {
         "tests": pd.DataFrame([outcome.model_dump() for outcome in outcomes]),

@@ -51,7 +51,7 @@ def pass_seconds() -> float:
     import torch
 
     from common.classifiers.architectures import strided_cnn
-    from papers.svce.explain import model_pass_seconds
+    from papers.svce.shards import model_pass_seconds
 
     torch.set_num_threads(1)
     images = torch.rand(64, 3, 32, 32)

@@ -69,7 +69,7 @@ def measure_robustness(
     for an empty sample."""
     x, y = sample.images, sample.labels
     if not len(x):
-        raise VceError(f"robustness: {world} has no images to attack; raise its split `calibration`")
+        raise VceError(f"robustness: {world} has no images to attack; raise its split `pairs`")
     z = Streams(seed, sample.ids, tuple(y.tolist())).normal(x.shape[1:], "robustness")
     with torch.no_grad():
         accurate = classifier(x).argmax(1) == y
@@ -114,7 +114,7 @@ def main() -> None:
         for path in args.checkpoints:
             world, (kind, seed) = path.parent.name, path.stem.rsplit("-", 1)
             table = pd.read_parquet(args.splits / f"{world}.parquet")
-            sample = datasets.load(world, table, "calibration", args.data, n)
+            sample = datasets.load(world, table, "pairs", args.data, n)
             radii, K = args.recipe["radii"][world], args.recipe["iterations"]
             tables.append(measure_robustness(world, kind, int(seed), load_checkpoint(path), sample, radii, K))
             progress.advance()

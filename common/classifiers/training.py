@@ -114,13 +114,17 @@ def attack(
     if norm == "l1":
         z = torch.randn(x.shape, generator=generator)
         return apgd_l1(x, cross_entropy_gradient(model, y), epsilon, z, steps).x - x
-    delta = torch.randn(x.shape, generator=generator)
-    delta = _direction(delta, norm) * epsilon * torch.rand(len(x), 1, 1, 1, generator=generator)
+    if norm == "l2":
+        delta = unit(torch.randn(x.shape, generator=generator))
+        delta *= epsilon * torch.rand(len(x), 1, 1, 1, generator=generator)
+    else:
+        delta = epsilon * (2 * torch.rand(x.shape, generator=generator) - 1)
+    delta = (x + delta).clamp(0, 1) - x
     gradient = cross_entropy_gradient(model, y)
     everyone = torch.arange(len(x))
     for _ in range(steps):
         _, g = gradient(x + delta, everyone)
-        delta = delta + _direction(g, norm) * (2 * epsilon / steps)
+        delta = delta + (unit(g) if norm == "l2" else g.sign()) * (2 * epsilon / steps)
         if norm == "l2":
             delta *= (epsilon / delta.flatten(1).norm(dim=1).clamp_min(1e-12)).clamp(max=1).view(-1, 1, 1, 1)
         else:
@@ -140,10 +144,6 @@ def cross_entropy_gradient(model: nn.Module, y: Tensor) -> Callable[[Tensor, Ten
         return loss.detach(), g
 
     return value_and_grad
-
-
-def _direction(g: Tensor, norm: str) -> Tensor:
-    return unit(g) if norm == "l2" else g.sign()
 
 
 def noise_and_blur(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -191,7 +191,8 @@ def _render(
 def _pool(name: str, needed: int, data: Path) -> tuple[np.ndarray, np.ndarray]:
     artifact = world(name).artifact
     if artifact is None:
-        ids = tuple(f"scene-{i:05d}" for i in range(int(1.2 * needed) + 100))
+        first = 50_000 if name == "scenes-empty" else 0  # no background that anything was trained on
+        ids = tuple(f"scene-{i:05d}" for i in range(first, first + int(1.2 * needed) + 100))
         return np.array(ids), scene_factors(name, ids).label.numpy()
     _, labels = _mnist(data / artifact)
     return np.array([f"mnist-{i:04d}" for i in range(len(labels))]), labels

@@ -144,7 +144,8 @@ def train_diffusion(
     """
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        model = build((2 * images - 1).mean(0), 2 * images.std(), recipe.channels)
+        mean = images.mean(0)
+        model = build(2 * mean - 1, 2 * (images - mean).std(), recipe.channels)
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     batches = -(-len(images) // recipe.batch_size)

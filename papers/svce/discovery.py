@@ -5,7 +5,7 @@ python -m papers.svce.discovery --shards B... --checkpoints F... --splits S... -
 A shard explains images of class 1 towards class 0 for one net: *planted* when its world pastes a cue on class 0,
 *clean* when it was trained in `scenes-uncued` (it is then asked about every cue). A discovery needs both halves: the
 change resembles the cue more than the control patch (`signal`), and pasting the cue on the images makes the net see
-class 0 more often than pasting the control does (`gate`). Without the causal half nothing is ever claimed.
+class 0 more often than pasting the control, or nothing, does (`gate`). Without the causal half nothing is ever claimed.
 """
 
 import argparse
@@ -32,7 +32,6 @@ from common.progress import Progress
 from common.statistics import paired_bootstrap
 
 CLEAN = "scenes-uncued"
-MIN_EFFECT = 0.2  # least overlay effect, in shares of images, that counts as using the cue
 PERMUTATIONS = 20_000
 NET = ["world", "cue", "planted", "classifier", "seed", "method"]
 MEANS = ["confidence", "cue_alignment", "control_alignment", "cue_mass", "cue_area"]
@@ -110,7 +109,7 @@ def measure(shard: Shard, classifier: nn.Module, cue: str, data: Path) -> pd.Dat
         "overlay_cue": with_cue.float().numpy(),
         "overlay_control": with_control.float().numpy(),
         "overlay_plain": plain.float().numpy(),
-        "overlay_gain": (with_cue.float() - with_control.float()).numpy(),
+        "overlay_gain": (with_cue.float() - (with_control | plain).float()).numpy(),
     }
     frames = []
     for method, batch in shard.batches.items():
@@ -121,7 +120,7 @@ def measure(shard: Shard, classifier: nn.Module, cue: str, data: Path) -> pd.Dat
                 "confidence": batch.confidence[:, j],
                 "cue_alignment": own,
                 "control_alignment": control,
-                "alignment_gain": own - control,
+                "alignment_gain": own - control.clamp_min(0),
                 "cue_mass": cue_mass(delta, cue),
             }
             values = {name: value.numpy() for name, value in found.items()}
@@ -132,8 +131,9 @@ def measure(shard: Shard, classifier: nn.Module, cue: str, data: Path) -> pd.Dat
 def discover(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per net, cue and method, from the rows of `measure`; an image counts with its mean over the path.
 
-    `overlay_gain` and `alignment_gain` have paired 95 % intervals over images. gate: the interval of the overlay effect
-    lies above 0 and its mean is at least `MIN_EFFECT` · signal: the interval of the alignment gain lies above 0 ·
+    `overlay_gain` (sees the class with the cue, minus: with the control patch or plainly) and `alignment_gain` (with
+    the cue, minus with the control where that is positive) have paired 95 % intervals over images: a control that
+    repels earns nothing. gate: the interval of the overlay gain lies above 0 · signal: that of the alignment gain ·
     discovered: both.
     """
     nets = []
@@ -141,7 +141,7 @@ def discover(rows: pd.DataFrame) -> pd.DataFrame:
         images = group.groupby("image")[[*MEANS, *OVERLAYS, "overlay_gain", "alignment_gain"]].mean()
         effect = paired_bootstrap(images["overlay_gain"].to_numpy())
         gain = paired_bootstrap(images["alignment_gain"].to_numpy())
-        gate, signal = effect.low > 0 and effect.mean >= MIN_EFFECT, gain.low > 0
+        gate, signal = effect.low > 0, gain.low > 0
         nets.append(
             {
                 **dict(zip(NET, key, strict=True)),
@@ -259,7 +259,8 @@ def main() -> None:
             progress.advance()
     rows = pd.concat(frames, ignore_index=True)
     nets = discover(rows)
-    rows = rows.merge(nets[[*NET, "gate"]].astype({"gate": float}), on=NET, validate="many_to_one")
+    decided = nets[[*NET, "gate", "discovered"]].astype({"gate": float, "discovered": float})
+    rows = rows.merge(decided, on=NET, validate="many_to_one")
     nets = nets.merge(rows[[*NET, "accuracy"]].drop_duplicates(), on=NET, validate="one_to_one")
     with atomic_path(args.out) as temporary:
         rows.sort_values([*NET, "image", "strength"], ignore_index=True).to_parquet(temporary, index=False)

@@ -122,27 +122,32 @@ def _least_radius(
     p: float,
     callback: Callable[[dict], None] | None,
 ) -> tuple[Ascent, Tensor]:
-    """Bisection over the radius of M images; `low` are radii known to be too small. Returns the sparsest success, with
-    the cost of all rounds, and the new lower ends."""
-    goal, best, high = math.log(threshold), None, x0.new_full((len(x0),), ceiling)
-    open_ = torch.arange(len(x0))  # those whose threshold the ceiling reaches
-    for _ in range(ROUNDS):
-        radius = high[open_] if best is None else (low + high)[open_] / 2
-        ascent = solve(x0[open_], lambda x, rows, o=open_: objective(x, o[rows]), radius, z[open_], goal, callback)
-        hit = ascent.L.ge(goal)
-        if best is None:
-            best, better = ascent, hit
-        else:
-            best.steps[open_] += ascent.steps
-            best.passes[open_] += ascent.passes
-            better = hit & ~ascent.diverged
-            best.x[open_[better]], best.L[open_[better]] = ascent.x[better], ascent.L[better]
-        norm = lp_norm(ascent.x - x0[open_], p)
-        high[open_] = torch.where(better, torch.minimum(radius, norm), high[open_])
-        low = low.index_put((open_[~hit],), radius[~hit])
-        open_ = open_[hit] if ascent is best else open_
+    """Bisection over the radius of M images; `low` are radii known to be too small. Returns the nearest success, x0
+    itself where that is one, with the cost of all rounds, and the new lower ends."""
+    goal = math.log(threshold)
+    L0, _ = objective(x0, torch.arange(len(x0)))
+    one = torch.ones(len(x0), dtype=torch.long)
+    best = Ascent(x0.clone(), L0, ~L0.isfinite(), one, one.clone())
+    norm = torch.where(L0.ge(goal), 0.0, torch.inf)  # of the nearest success
+    open_ = torch.nonzero(norm > 0)[:, 0]
+    for k in range(ROUNDS):
         if not len(open_):
             break
+        radius = (low + norm)[open_] / 2 if k else x0.new_full((len(open_),), ceiling)
+        ascent = solve(x0[open_], lambda x, rows, o=open_: objective(x, o[rows]), radius, z[open_], goal, callback)
+        best.steps[open_] += ascent.steps
+        best.passes[open_] += ascent.passes
+        hit, found = ascent.L.ge(goal), lp_norm(ascent.x - x0[open_], p)
+        better = hit & (found < norm[open_])
+        if k == 0:  # out of reach at the ceiling: its best image there
+            better = torch.ones_like(hit)
+            best.diverged[open_] = ascent.diverged
+        who = open_[better]
+        best.x[who], best.L[who] = ascent.x[better], ascent.L[better]
+        norm[open_] = torch.where(hit & better, found, norm[open_])
+        low = low.index_put((open_[~hit],), radius[~hit])
+        if k == 0:
+            open_ = open_[hit]
     return best, low
 
 

@@ -17,7 +17,6 @@ from common.data import datasets
 from common.errors import one_line_errors
 from common.figures import difference_map, image_grid, picture, save_figure, style, with_maximum
 from common.files import sha256
-from papers.svce.discovery import MIN_EFFECT
 
 PATHS = {"apgd/l1/k75": "l1 (APGD)", "afw-b/l1.5/k75": "l1.5 (AFW)", "apgd/l2/k75": "l2 (APGD)"}
 ANCHORS = {"random": "random", "class-mean": "class mean", "nearest-real": "nearest real", "twin": "true twin"}
@@ -125,9 +124,9 @@ def discovery(nets: pd.DataFrame) -> plt.Figure:
         col="cue", s=70, height=3.2, aspect=1.15,
     )  # fmt: skip
     for axis in plot.axes.flat:
-        axis.axvline(MIN_EFFECT, color="0.3", lw=0.8, ls="--")
+        axis.axvline(0, color="0.3", lw=0.8)
         axis.axhline(0, color="0.3", lw=0.8)
-    plot.set_titles("{col_name} cue (dashed: gate)")
+    plot.set_titles("{col_name} cue")
     plot.set_axis_labels("effect of pasting the cue, above its control", "alignment with the cue, above its control")
     return plot.figure
 
@@ -228,8 +227,8 @@ def sparsity_confidence(rows: pd.DataFrame) -> plt.Figure:
     long = table.melt(["cell", "method", "confidence"], ["hoyer", "on_mask"], "metric", "value")
     long["metric"] = long["metric"].map({"hoyer": "Hoyer sparsity", "on_mask": "change on the object"})
     plot = sns.relplot(
-        long, x="confidence", y="value", hue="method", col="cell", row="metric", kind="line", estimator=None, marker="o",
-        height=2.6, aspect=1.35, facet_kws={"sharey": "row"},
+        long, x="confidence", y="value", hue="method", col="cell", row="metric", kind="line", estimator=None,
+        marker="o", height=2.6, aspect=1.35, facet_kws={"sharey": "row"},
     )  # fmt: skip
     plot.set(xlim=(-0.02, 1.02), ylim=(0, 1))
     plot.set_titles("{col_name}: {row_name}")

@@ -15,7 +15,7 @@ from common.classifiers.oracles import Panel
 from common.data import datasets
 from common.errors import one_line_errors
 from common.files import atomic_path
-from common.measure import measure_shard, oracle_gate
+from common.measure import judge_accuracy, measure_shard, oracle_gate, passing_judges
 from common.progress import Progress
 from common.results import write_rows
 from papers.svce.explain import ROUNDS
@@ -42,15 +42,16 @@ def cost_table(shards: list[Path]) -> pd.DataFrame:
 def minimal_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Counterfactuals of least norm (table F of the spec): per confidence threshold the share that reaches it, the mean
     norms of those, and what letting finished samples leave the batch saved: passes run for a sample ÷ the passes of
-    the same rounds without a stop."""
+    the same rounds without a stop. A sample above its threshold to begin with needs one pass either way."""
     lines = []
     minimal = rows[rows["method"].str.startswith("minimal/")]
     for keys, cell in minimal.groupby(CELL):
         reached = cell[cell["confidence"] >= keys[3] * (1 - 1e-4)]
-        full = ROUNDS * (int(keys[2].rsplit("/k", 1)[1]) + 1)
+        passes = int(keys[2].rsplit("/k", 1)[1]) + 1
         norms = reached[["l1", "l1.5", "l2"]].mean()
         # a sample that never reaches its threshold is given up after the first round
-        run, asked = cell["forward"].sum(), (full * len(reached)) + (full // ROUNDS) * (len(cell) - len(reached))
+        rounds = (reached["l2"] > 0).sum() * ROUNDS + len(cell) - len(reached)
+        run, asked = cell["forward"].sum(), len(cell) + passes * rounds
         spent = {"passes": run / len(cell), "passes_without_stop": asked / len(cell), "saved": 1 - run / asked}
         facts = {"n": len(cell), "reached": len(reached) / len(cell), "oracle_valid": reached["oracle_valid"].mean()}
         lines.append({**dict(zip(CELL, keys, strict=True)), **facts, **norms, **spent})
@@ -101,18 +102,18 @@ def main() -> None:
     }
     rows, gates, diversity = [], [], []
     shards = [read_shard(path) for path in args.shards]
-    with Progress("measure", total=2 * len(shards), unit="shards") as progress:
+    accuracies: dict[str, tuple[dict[str, float], int]] = {}
+    with Progress("measure", total=len(shards), unit="shards") as progress:
         for shard in shards:
-            table = pd.read_parquet(args.splits / f"{shard.world}.parquet")
-            pairs = datasets.load(shard.world, table, "pairs", args.data)
-            gates.append(oracle_gate(shard, panels[panel_of[shard.world]], pairs))
-            progress.advance()
-        gate = pd.concat(gates, ignore_index=True)
-        # one panel per world: cells that are compared need the same judges
-        passes = gate[~gate["classifier"].isin(args.ungated)].groupby(["world", "judge"])["passes"].all()
+            if shard.world not in accuracies:
+                table = pd.read_parquet(args.splits / f"{shard.world}.parquet")
+                pairs = datasets.load(shard.world, table, "pairs", args.data)
+                accuracies[shard.world] = judge_accuracy(panels[panel_of[shard.world]], pairs), len(pairs.ids)
+            gates.append(oracle_gate(shard, *accuracies[shard.world]))
+        gate = pd.concat(gates, ignore_index=True).drop_duplicates(["world", "classifier", "seed", "judge"])
+        gating = gate[~gate["classifier"].isin(args.ungated)]
         for shard in shards:
-            judges = passes[shard.world]
-            panel = panels[panel_of[shard.world]].only(set(judges[judges].index))
+            panel = panels[panel_of[shard.world]].only(passing_judges(gating, shard.world))
             rows.append(measure_shard(shard, panel, args.data))
             diversity += diversity_rows(shard)
             progress.advance()

@@ -19,9 +19,10 @@ from common.batches import Shard, read_shard
 from common.classifiers.checkpoints import load_checkpoint
 from common.classifiers.oracles import Panel, majority
 from common.data import datasets
-from common.errors import one_line_errors
+from common.errors import VceError, one_line_errors
 from common.explain import Streams
 from common.files import atomic_path
+from common.measure import judge_accuracy, oracle_gate, passing_judges, reliance
 from common.metrics.realism import Features, Halves, Reference
 from common.progress import Progress
 from common.statistics import half_sample_interval
@@ -32,39 +33,59 @@ CELL = ["world", "starts", "classifier", "method", "strength"]
 
 
 class Judge:
-    """Everything that one world's sets are held against: real images, feature net, panel; half-samples by set size."""
+    """Everything that one world's sets are held against: real images, feature net, panel; half-samples by set size.
 
-    def __init__(self, world: str, table: pd.DataFrame, data: Path, oracles: Path):
+    The real images are those of the pairs split that nobody explains: `reserved` is how many are, from the first on.
+    """
+
+    def __init__(self, world: str, table: pd.DataFrame, data: Path, oracles: Path, reserved: int):
         network = load_checkpoint(oracles / f"{world}-features.safetensors")
         self.features = Features(network, datasets.load(world, table, "oracles", data).images)
         self.panel = Panel.load({name: oracles / f"{world}-{name}.safetensors" for name in PANEL})
-        self.real = self.features(datasets.load(world, table, "systems", data).images)
+        self.pairs = datasets.load(world, table, "pairs", data)
+        if len(self.pairs.ids) < reserved + 2:
+            raise VceError(
+                f"{world}: no pairs are left beside {reserved} starts to stand for real; raise the split `pairs`"
+            )
+        self.real = self.features(self.pairs.images[reserved:])
         self.held_out = datasets.load(world, table, "calibration", data).images
         self._references: dict[int, Reference] = {}
 
-    def kid(self, images: Tensor) -> np.ndarray:
-        """KID of N images against the real ones: everything, then half-samples."""
-        n = len(images)
+    def reference(self, n: int) -> Reference:
+        """The real images with half-samples for sets of n."""
         if n not in self._references:
             self._references[n] = Reference(self.real, Halves.draw(n, len(self.real)))
-        return self._references[n].kid(self.features(images)).numpy()
+        return self._references[n]
 
 
 def measure_set(judge: Judge, images: Tensor, target: Tensor | None, facts: dict) -> pd.DataFrame:
-    """Rows half 0…R of one cell: `kid`, `n`, and the share of the panel's majority that sees `target`."""
-    kid = judge.kid(images)
-    valid = np.nan
+    """Rows half 0…R of one cell: `kid`, `n`, and `oracle_valid`, the share of its images that most of the panel sees as
+    `target`."""
+    reference = judge.reference(len(images))
+    kid, valid = reference.kid(judge.features(images)).numpy(), np.nan
     if target is not None:
-        valid = majority(judge.panel.predictions(images, None), target).float().mean().item()
+        votes = majority(judge.panel.predictions(images, None), target).double()
+        valid = (reference.halves.generated @ votes / reference.halves.generated.sum(1)).numpy()
     return pd.DataFrame({**facts, "half": range(len(kid)), "kid": kid, "n": len(images), "oracle_valid": valid})
 
 
 def measure_shard(judge: Judge, shard: Shard, world: str, methods: list[str]) -> pd.DataFrame:
-    """Some methods of a shard at every strength."""
+    """Some methods of a shard at every strength, with the classifier's mean `confidence` and the mean `l1` change."""
     facts = {"world": world, "starts": shard.starts, "classifier": shard.classifier, "seed": shard.seed}
     return pd.concat(
         [
-            measure_set(judge, batch.images[:, j], shard.target, {**facts, "method": method, "strength": strength})
+            measure_set(
+                judge,
+                batch.images[:, j],
+                shard.target,
+                {
+                    **facts,
+                    "method": method,
+                    "strength": strength,
+                    "confidence": batch.confidence[:, j].mean().item(),
+                    "distance": batch.distance[:, j].mean().item(),
+                },
+            )
             for method, batch in shard.batches.items()
             if method in methods
             for j, strength in enumerate(batch.strengths)
@@ -89,9 +110,8 @@ def with_average(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` and the mean over ID and OD of every cell measured in both, half by half."""
     both = rows[rows["starts"].isin(SETTINGS)]
     key = ["world", "classifier", "method", "strength", "seed", "half"]
-    mean = both.groupby(key, as_index=False).agg(
-        kid=("kid", "mean"), n=("n", "min"), oracle_valid=("oracle_valid", "mean"), settings=("starts", "nunique")
-    )
+    means = {name: (name, "mean") for name in ("kid", "oracle_valid", "confidence", "distance")}
+    mean = both.groupby(key, as_index=False).agg(**means, n=("n", "min"), settings=("starts", "nunique"))
     mean = mean[mean["settings"] == len(SETTINGS)].drop(columns="settings")
     return pd.concat([rows, mean.assign(starts="average")], ignore_index=True)
 
@@ -104,8 +124,25 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
         low, high = half_sample_interval(kid)
         full = cell[cell["half"] == 0]
         facts = {"n": int(full["n"].min()), "seeds": len(full), "kid": kid[0], "low": low, "high": high}
-        lines.append({**dict(zip(CELL, keys, strict=True)), **facts, "oracle_valid": full["oracle_valid"].mean()})
+        means = full[["oracle_valid", "confidence", "distance"]].mean()
+        lines.append({**dict(zip(CELL, keys, strict=True)), **facts, **means})
     return pd.DataFrame(lines)
+
+
+def gate_panels(judges: dict[str, Judge], shards: list[Shard]) -> None:
+    """Let judges leave their panel that are too inaccurate beside a classifier explained here from real images."""
+    for world, judge in judges.items():
+        accuracy, n = judge_accuracy(judge.panel, judge.pairs), len(judge.pairs.ids)
+        gate = pd.concat([oracle_gate(shard, accuracy, n) for shard in shards if shard.world == world])
+        judge.panel = judge.panel.only(passing_judges(gate, world))
+
+
+def with_reliance(rows: pd.DataFrame, shards: list[Shard]) -> pd.DataFrame:
+    """`rows` with each classifier's reliance on the class factor (G2), NaN on worlds that are not rendered."""
+    inside = [shard for shard in shards if shard.starts == "ID" and shard.interventions]
+    known = {(s.world, s.classifier, s.seed): reliance(s)["label"] for s in inside}
+    keys = zip(rows["world"], rows["classifier"], rows["seed"], strict=True)
+    return rows.assign(reliance=[known.get(key, np.nan) for key in keys])
 
 
 @one_line_errors
@@ -117,28 +154,32 @@ def main() -> None:
     parser.add_argument("--oracles", type=Path, required=True, help="folder of the judges and feature nets")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
     parser.add_argument("--pairs-methods", nargs="*", default=[], help="methods measured on shards of other starts")
-    parser.add_argument("--noise", type=float, required=True, help="l2 norm of the noise control")
+    parser.add_argument("--noise", nargs="+", required=True, help="WORLD=NORM: l2 norm of its noise control")
     parser.add_argument("--out", type=Path, required=True, help="all halves, for the tests")
     parser.add_argument("--table", type=Path, required=True, help="the summary with intervals")
     args = parser.parse_args()
     real_world = dict(item.split("=", 1) for item in args.worlds)
+    noise = {world: float(norm) for world, norm in (item.split("=", 1) for item in args.noise)}
+    shards = [read_shard(path) for path in args.shards]
+    reserved = max(len(shard.ids) for shard in shards)
     judges: dict[str, Judge] = {}
+    for world in sorted({real_world.get(shard.world, shard.world) for shard in shards}):
+        table = pd.read_parquet(args.splits / f"{world}.parquet")
+        judges[world] = Judge(world, table, args.data, args.oracles, reserved)
+    gate_panels(judges, shards)
     rows, controlled = [], set()
-    with Progress("realism", total=len(args.shards), unit="shards") as progress:
-        for path in args.shards:
-            shard = read_shard(path)
+    with Progress("realism", total=len(shards), unit="shards") as progress:
+        for shard in shards:
             world = real_world.get(shard.world, shard.world)
-            if world not in judges:
-                table = pd.read_parquet(args.splits / f"{world}.parquet")
-                judges[world] = Judge(world, table, args.data, args.oracles)
             methods = list(shard.batches) if shard.starts in SETTINGS else args.pairs_methods
             rows.append(measure_shard(judges[world], shard, world, methods))
             if (world, shard.starts, shard.seed) not in controlled:
                 controlled.add((world, shard.starts, shard.seed))
                 originals = datasets.load_ids(shard.world, shard.ids, args.data).images
-                rows.append(controls(judges[world], shard, world, originals, args.noise))
+                rows.append(controls(judges[world], shard, world, originals, noise[world]))
             progress.advance()
-    table = with_average(pd.concat(rows, ignore_index=True)).sort_values([*CELL, "seed", "half"], ignore_index=True)
+    table = with_reliance(with_average(pd.concat(rows, ignore_index=True)), shards)
+    table = table.sort_values([*CELL, "seed", "half"], ignore_index=True)
     with atomic_path(args.out) as temporary:
         table.to_parquet(temporary, index=False)
     with atomic_path(args.table) as temporary:

@@ -97,7 +97,7 @@ for name, group in SVCE_GROUPS.items():
             ],
         log:
             f"{LOGS}/svce/explain/{name}-{{seed}}.log",
-        priority: 1
+        priority: 4 if name == "scenes" else 1
         params:
             src=digest("papers.svce.shards"),
             group=json.dumps(group),
@@ -164,7 +164,7 @@ rule svce_realism:
             f"{world}={panel}" for world, panel in SVCE["realism"]["worlds"].items()
         ],
         methods=SVCE["realism"]["pairs"]["methods"],
-        noise=SVCE["realism"]["noise"],
+        noise=[f"{world}={norm}" for world, norm in SVCE["realism"]["noise"].items()],
         splits=SPLITS,
         oracles=ORACLES,
     shell:

@@ -78,8 +78,9 @@ def test_rows_that_do_not_exist_are_not_tested():
 def test_a_failing_control_leaves_partly():
     table = rows(0.5, 0.0)
     control = {"role": "control", "a": B, "b": A}
-    found, summary, _ = verdict(table, {}, control)
+    found, summary, _ = verdict(table, {}, control, {"role": "control"})
     assert found == "partly" and summary["note"] == "t1: contradicted"
+    assert verdict(table, {}, control)[0] == "inconclusive"  # it holds under no control
     assert verdict(table, {}, {"role": "control"})[0] == "supported"
     assert verdict(table, {}, {"role": "control", "a": {"method": "c"}})[0] == "partly"
 
@@ -227,6 +228,40 @@ def test_set_difference(a, b, expected):
     assert found == expected and outcome.n == 300
     assert outcome.low <= outcome.mean <= outcome.high
     assert outcome.mean == pytest.approx(np.mean(a) - np.mean(b))
+
+
+def test_a_set_that_is_several_sets_is_refused():
+    with pytest.raises(VceError, match="more than one set per seed; name its strength too"):
+        set_verdict(pd.concat([sets(0.1, 0.0), sets(0.1, 0.0)]))
+
+
+@pytest.mark.parametrize(("drop", "expected"), [(0.02, "supported"), (0.3, "contradicted")])
+def test_a_set_difference_with_a_bound_asks_for_not_much_worse(drop, expected):
+    test = {"kind": "set_difference", "table": "realism", "metric": "kid", "at": None, "bound": -0.1}
+    assert judge(claim(test), {"realism": sets(-drop, 0.0)})[0]["C1"]["verdict"] == expected
+
+
+def test_half_sample_differences_are_paired():
+    """What both cells share, here most of the scatter, does not widen the interval."""
+    _, outcome = set_verdict(sets(0.1, 0.0, spread=0.001))
+    assert outcome.high - outcome.low < 0.01
+
+
+def test_a_claim_that_holds_under_no_control_is_inconclusive():
+    table = pd.concat([rows(0.5, 0.0), rows(-0.5, 0.0).assign(method=lambda t: t["method"] + "2")])
+    control = {"role": "control", "a": {"method": "a2"}, "b": {"method": "b2"}}
+    assert verdict(table, {}, control, control)[0] == "inconclusive"
+    assert verdict(table, {}, control, {"role": "control"})[0] == "partly"
+
+
+def test_a_screening_claim_is_at_most_partly():
+    found = claim({})
+    capped = found.model_copy(
+        update={"claims": {"C1": found.claims["C1"].model_copy(update={"screening": "few nets"})}}
+    )
+    summary = judge(capped, {"rows": rows(0.5, 0.0)})[0]["C1"]
+    assert summary["verdict"] == "partly" and summary["note"] == "few nets: at most partly"
+    assert judge(capped, {"rows": rows(0.0, 0.5)})[0]["C1"]["verdict"] == "contradicted"
 
 
 def test_small_sets_and_few_seeds_are_screening():

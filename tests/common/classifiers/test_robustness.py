@@ -80,7 +80,7 @@ def test_a_larger_radius_never_helps(images):
 
 def test_nothing_to_attack_is_named():
     empty = datasets.Images(torch.zeros(0, 3, 4, 4), torch.zeros(0, dtype=torch.long), ())
-    with pytest.raises(VceError, match="scenes has no images to attack; raise its split `calibration`"):
+    with pytest.raises(VceError, match="scenes has no images to attack; raise its split `pairs`"):
         measure_robustness("scenes", "k", 0, Linear(0.0), empty, {"l2": 1.0}, 5)
     with pytest.raises(VceError, match="norm 'l7' is unknown"):
         withstands(Linear(0.0), torch.rand(1, 3, 4, 4), torch.zeros(1, dtype=torch.long), "l7", 1, 5, None)

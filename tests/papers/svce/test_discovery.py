@@ -145,7 +145,7 @@ def test_without_a_causal_effect_nothing_is_discovered(starts, cue):
     assert np.isnan(summary["auroc"])
 
 
-def test_the_gate_needs_a_certain_and_a_large_effect():
+def test_the_gate_needs_a_certain_effect_in_the_right_direction():
     base = {"world": "w", "cue": "corner", "planted": True, "classifier": "k", "method": "m", "strength": 1.0}
     numbers = dict.fromkeys([*discovery.MEANS, *discovery.OVERLAYS], 0.0)
 
@@ -155,8 +155,38 @@ def test_the_gate_needs_a_certain_and_a_large_effect():
         )
         return bool(discovery.discover(rows)["gate"].item())
 
-    assert gate([1.0] * 30 + [0.0] * 70) and not gate([1.0] * 15 + [0.0] * 85)  # certain, but small
+    assert gate([1.0] * 30 + [0.0] * 70)
     assert not gate([1.0] * 2 + [0.0] * 4) and not gate([-1.0] * 10)  # large, but uncertain; the wrong way
+
+
+class Repelled(nn.Module):
+    """Sees class 0 everywhere but where a control patch lies: the cue does nothing, its control turns the net away."""
+
+    def __init__(self, cue):
+        super().__init__()
+        patch = cues.overlay(torch.full((1, 3, 32, 32), 0.5), cue, control=True) - 0.5
+        self.patch = patch / patch.square().sum()
+
+    def forward(self, x):
+        shown = ((x - 0.5) * self.patch).flatten(1).sum(1)  # 1 where the control patch lies on grey
+        return torch.stack([0 * shown + 0.5, shown], 1)
+
+
+@pytest.mark.parametrize("cue", ["corner", "hue"])
+def test_a_control_that_repels_opens_no_gate_and_makes_no_signal(starts, cue):
+    net, x = Repelled(cue), 0.5 + 0 * starts.images
+    grey = datasets.Images(x, starts.labels, starts.ids)
+    target = torch.zeros(len(x), dtype=torch.long)
+    with_cue, with_control, plain = discovery.overlay_effect(net, x, cue, target)
+    assert plain.all() and with_cue.all() and not with_control.any()
+    away = 2 * x - cues.overlay(x, cue, control=True)  # the change only leaves the control
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_ids", lambda world, ids, data: grey)
+        path = away[:, None].expand(-1, 2, -1, -1, -1)
+        rows = discovery.measure(shard(grey, path, net, "scenes-uncued"), net, cue, DATA)
+    assert (rows["overlay_gain"] == 0).all() and (rows["control_alignment"] < 0).all()
+    assert (rows["alignment_gain"] == rows["cue_alignment"]).all()
+    assert not discovery.discover(rows)["discovered"].item()
 
 
 def test_nets_are_counted():
@@ -250,7 +280,8 @@ def test_the_job(home, monkeypatch, capsys):
     kept = rows["cue"] != "hue"
     assert rows.loc[kept, "cue_mass"].between(0, 1).all() and rows.loc[~kept, ["cue_mass", "cue_area"]].isna().all(None)
     assert rows["gate"].isin([0.0, 1.0]).all() and rows["accuracy"].between(0, 1).all()
-    assert (rows["alignment_gain"] == rows["cue_alignment"] - rows["control_alignment"]).all()
+    assert (rows["alignment_gain"] == rows["cue_alignment"] - rows["control_alignment"].clip(lower=0)).all()
+    assert rows["discovered"].isin([0.0, 1.0]).all() and (rows["discovered"] <= rows["gate"]).all()
     cells = [read(select(rows, {"world": world, "cue": "corner"}), "alignment_gain", At(strength=4.0))
              for world in ("scenes-corner", "scenes-uncued")]  # fmt: skip
     assert cells[0].shape == (1, 8) and cells[0].columns.equals(cells[1].columns)

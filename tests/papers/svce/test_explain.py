@@ -144,6 +144,18 @@ def test_least_norms_of_a_linear_classifier_are_the_dual_distance(p):
         assert (batch.confidence[:, j] >= threshold * (1 - 1e-5)).all()
         assert (found >= least * (1 - 1e-4)).all() and (found <= least * 1.05 + 40 / 2 ** (ROUNDS - 1)).all()
     assert (batch.forward < ROUNDS * 41).all() and (batch.forward >= batch.steps).all()
+    there = explain_minimal(
+        batch.images[:, 2],
+        1 - target,
+        target,
+        classifier=net,
+        rng=rng,
+        strengths=(0.6,),
+        p=p,
+        iterations=5,
+        ceiling=1.0,
+    )
+    assert (there.distance == 0).all() and (there.forward == 1).all()  # above the threshold to begin with
 
 
 def test_a_threshold_out_of_reach_leaves_the_best_image_at_the_ceiling(problem):
@@ -152,7 +164,7 @@ def test_a_threshold_out_of_reach_leaves_the_best_image_at_the_ceiling(problem):
         x, source, target, classifier=net, rng=rng, strengths=(0.3, 0.9999999), p=2, iterations=10, ceiling=0.05
     )
     assert (lp_norm(batch.images[:, 1] - x, 2) <= 0.05 * (1 + 1e-4)).all() and (batch.confidence[:, 1] < 0.9999).all()
-    assert (batch.forward[:, 1] == 11).all()  # given up after the first round
+    assert (batch.forward[:, 1] == 12).all()  # given up after the first round
 
 
 def test_higher_thresholds_need_larger_changes_and_samples_do_not_see_each_other(problem):

@@ -1,0 +1,59 @@
+"""The plan: passes counted by hand, and every rule of the workflow priced."""
+
+import pytest
+
+from common.errors import VceError
+from common.scales import load_scale
+from vce import plan as planning
+from vce.plan import jobs_to_run, passes_of, plan
+
+
+def test_passes_by_hand():
+    config = {
+        "splits": {"w": {"systems": 100, "oracles": 50}},
+        "training": {"g": ["w"]},
+        "classifiers": {"w": {"plain": {"epochs": 2}, "at": {"epochs": 3, "adversary": {"l2": 1}, "steps": 4}}},
+        "oracles": {"w": {"a": {"epochs": 10}}},
+        "diffusion": {"w": {"epochs": 5}},
+        "seeds": [0, 1],
+        "svce": {
+            "starts": {"pairs": {"n": 7}},
+            "groups": {"g": [{"classifiers": ["at", "plain"], "starts": "pairs", "cells": ["c"]}]},
+            "cells": {
+                "c": [
+                    {"optimiser": "afw-b", "iterations": 9, "strengths": [1, 2]},
+                    {"optimiser": "minimal", "strengths": [0.9]},
+                ]
+            },
+            "robustness": {"n": 20, "iterations": 4, "radii": {"w": {"l1": 1, "l2": 1}}, "classifiers": {"w": ["at"]}},
+        },
+    }
+    assert passes_of("classifiers_g", config) == 2 * 100 + 3 * 5 * 100
+    assert passes_of("oracles_w", config) == 10 * 50 and passes_of("diffusion", config) == 500
+    assert passes_of("svce_explain_g", config) == 2 * 7 * (2 * 10 + planning.ROUNDS * 76)
+    assert passes_of("svce_robustness", config) == 2 * 2 * 20 * 5
+    assert passes_of("svce_verdicts", config) == 0
+
+
+def test_rounds_are_those_of_the_method():
+    from papers.svce.explain import ROUNDS
+
+    assert planning.ROUNDS == ROUNDS
+
+
+def test_every_heavy_rule_of_a_scale_has_passes():
+    jobs, _ = jobs_to_run("smoke")
+    config = load_scale("smoke")
+    for rule in jobs:
+        heavy = rule.startswith(("classifiers_", "oracles_", "svce_explain_")) or rule in ("diffusion", "svce_photos")
+        assert (passes_of(rule, config) > 0) == (heavy or rule == "svce_robustness"), rule
+
+
+def test_a_plan_has_positive_times():
+    targets, _ = plan("smoke")
+    assert all(target.seconds > 0 and target.gib > 0 and target.jobs > 0 for target in targets)
+
+
+def test_an_unknown_scale_is_named():
+    with pytest.raises(VceError, match=r"scale 'huge': there is no config/huge\.yaml; choose one of"):
+        plan("huge")
