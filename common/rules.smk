@@ -55,66 +55,58 @@ rule splits:
         " 2> >(tee {log} >&2)"
 
 
-# one job per group of worlds and training seed
-for group, worlds in config["training"].items():
-
-    rule:
-        name:
-            f"classifiers_{group}"
-        input:
-            splits=expand(f"{SPLITS}/{{world}}.parquet", world=worlds),
-            data=sorted(
-                {file for world in worlds for file in data_of(world)}
-                | {
-                    f"data/{recipe['file']}"
-                    for world in worlds
-                    for recipe in config["classifiers"][world].values()
-                    if "file" in recipe
-                }
-            ),
-        output:
-            [
-                file
-                for world in worlds
-                for file in checkpoints(
-                    world, config["classifiers"][world], ["{seed}"]
-                )
-            ],
-        log:
-            f"{LOGS}/common/classifiers/{group}-{{seed}}.log",
-        priority: 3 if group == "scenes" else 2
-        params:
-            src=digest("common.classifiers.train"),
-            recipes=json.dumps(
-                {world: config["classifiers"][world] for world in worlds}
-            ),
-            splits=SPLITS,
-            folder=CLASSIFIERS,
-        shell:
-            "python -m common.classifiers.train classifiers --splits {params.splits} --recipes {params.recipes:q}"
-            " --seed {wildcards.seed} --out {params.folder} 2> >(tee {log} >&2)"
+rule classifiers:
+    input:
+        splits=rules.splits.output,
+        data=sorted(
+            {file for world in config["classifiers"] for file in data_of(world)}
+            | {
+                f"data/{recipe['file']}"
+                for kinds in config["classifiers"].values()
+                for recipe in kinds.values()
+                if "file" in recipe
+            }
+        ),
+    output:
+        [
+            file
+            for world, kinds in config["classifiers"].items()
+            for file in checkpoints(world, kinds, ["{seed}"])
+        ],
+    log:
+        f"{LOGS}/common/classifiers-{{seed}}.log",
+    priority: 3
+    params:
+        src=digest("common.classifiers.train"),
+        recipes=json.dumps(config["classifiers"]),
+        splits=SPLITS,
+        folder=CLASSIFIERS,
+    shell:
+        "python -m common.classifiers.train classifiers --splits {params.splits} --recipes {params.recipes:q}"
+        " --seed {wildcards.seed} --out {params.folder} 2> >(tee {log} >&2)"
 
 
-for world, recipes in config["oracles"].items():
-
-    rule:
-        name:
-            f"oracles_{world.replace('-', '_')}"
-        input:
-            splits=f"{SPLITS}/{world}.parquet",
-            data=data_of(world),
-        output:
-            expand(f"{ORACLES}/{world}-{{judge}}.safetensors", judge=JUDGES),
-        log:
-            f"{LOGS}/common/oracles/{world}.log",
-        params:
-            src=digest("common.classifiers.train"),
-            recipes=json.dumps({world: recipes}),
-            splits=SPLITS,
-            folder=ORACLES,
-        shell:
-            "python -m common.classifiers.train oracles --splits {params.splits} --recipes {params.recipes:q}"
-            " --out {params.folder} 2> >(tee {log} >&2)"
+rule oracles:
+    input:
+        splits=rules.splits.output,
+        data=sorted({file for world in config["oracles"] for file in data_of(world)}),
+    output:
+        expand(
+            f"{ORACLES}/{{world}}-{{judge}}.safetensors",
+            world=config["oracles"],
+            judge=JUDGES,
+        ),
+    log:
+        f"{LOGS}/common/oracles.log",
+    priority: 2
+    params:
+        src=digest("common.classifiers.train"),
+        recipes=json.dumps(config["oracles"]),
+        splits=SPLITS,
+        folder=ORACLES,
+    shell:
+        "python -m common.classifiers.train oracles --splits {params.splits} --recipes {params.recipes:q}"
+        " --out {params.folder} 2> >(tee {log} >&2)"
 
 
 rule diffusion:

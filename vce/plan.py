@@ -74,23 +74,23 @@ def plan(scale: str) -> tuple[list[Target], list[str]]:
 
 def passes_of(rule: str, config: dict) -> int:
     """Forward + backward passes over single images in one job of a rule, at most; 0 for jobs that make none."""
-    svce, name = config["svce"], rule.split("_", 1)[-1]
-    systems = {world: sizes["systems"] for world, sizes in config["splits"].items()}
-    if rule.startswith("classifiers_"):
+    svce = config["svce"]
+    if rule in ("classifiers", "oracles"):
+        split = "systems" if rule == "classifiers" else "oracles"
         return sum(
-            _training_passes(recipe, systems[world])
-            for world in config["training"][name]
-            for recipe in config["classifiers"][world].values()
+            _training_passes(recipe, config["splits"][world][split])
+            for world, recipes in config[rule].items()
+            for recipe in recipes.values()
         )
-    if rule.startswith("oracles_"):
-        images = config["splits"][name]["oracles"]
-        return sum(_training_passes(recipe, images) for recipe in config["oracles"][name].values())
     if rule == "diffusion":
-        return sum(recipe["epochs"] * systems[world] for world, recipe in config["diffusion"].items())
+        return sum(
+            recipe["epochs"] * config["splits"][world]["systems"] for world, recipe in config["diffusion"].items()
+        )
     if rule.startswith("svce_explain_"):
         return sum(
             len(entry["classifiers"]) * svce["starts"][entry["starts"]]["n"] * _cell_passes(cell)
-            for entry in svce["groups"][rule.removeprefix("svce_explain_")]
+            for group in rule.removeprefix("svce_explain_").split("_")
+            for entry in svce["groups"][group]
             for cells in entry["cells"]
             for cell in svce["cells"][cells]
         )

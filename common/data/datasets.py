@@ -4,6 +4,7 @@ A split table has one row per image: `id`, `label`, `split` (systems, calibratio
 (a seeded other class) and `rank` (position within its split; every prefix of `pairs` is stratified by class).
 """
 
+import functools
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,8 +108,9 @@ def load(name: str, table: pd.DataFrame, split: str, data: Path, n: int | None =
     return load_ids(name, tuple(rows["id"]), data)
 
 
+@functools.lru_cache(maxsize=16)
 def load_ids(name: str, ids: tuple[str, ...], data: Path) -> Images:
-    """The images with these ids, in this order."""
+    """The images with these ids, in this order; the last sets are kept, since a job asks for them again and again."""
     artifact = world(name).artifact
     if artifact is None:
         factors = scene_factors(name, ids)

@@ -1,6 +1,7 @@
-"""Job: the figures of Sparse VCE from shards, rows and tables.
+"""Job: the plots of Sparse VCE from shards, rows and tables.
 
-python -m papers.svce.figures --shards DIR --seeds 0 1 2 --results DIR --out DIR
+python -m papers.svce.figures measured --shards DIR --seeds 0 1 2 --results DIR --out DIR
+python -m papers.svce.figures judged --results DIR --out DIR
 """
 
 import argparse
@@ -13,74 +14,10 @@ import seaborn as sns
 import torch
 
 from common.batches import Shard, read_shard
-from common.data import datasets
 from common.errors import one_line_errors
-from common.figures import difference_map, image_grid, picture, save_figure, style, with_maximum
+from common.figures import save_figure, style
 from common.files import sha256
-
-PATHS = {"apgd/l1/k75": "l1 (APGD)", "afw-b/l1.5/k75": "l1.5 (AFW)", "apgd/l2/k75": "l2 (APGD)"}
-ANCHORS = {"random": "random", "class-mean": "class mean", "nearest-real": "nearest real", "twin": "true twin"}
-THRESHOLDED = {"apgd/l2/k75/thresholded": "l2 cut to l1.5's pixels"}
-NAMES = (
-    PATHS
-    | ANCHORS
-    | {
-        "pvce/l2": "l2-pVCE",
-        "blended": "blended diffusion",
-        **{method.replace("k75", "k25"): name for method, name in PATHS.items()},
-    }
-)
-SYMBOL = {"blended": "λ"}
-OPTIMISERS = {"afw-a": "AFW, variant A", "afw-b": "AFW, variant B", "apgd": "APGD", "fw": "plain FW"}
-
-
-def grid(shard: Shard, data: Path, pairs_shown: int = 6, radii_shown: int = 3) -> plt.Figure:
-    """Grids in the layout of spec §4: the original with predicted class, then l1.5 counterfactuals at three radii with
-    target confidence, each with its difference map; the l1 and l2 counterfactuals at the largest of them."""
-    main = shard.batches["afw-b/l1.5/k75"]
-    columns = np.linspace(1, len(main.strengths) - 1, radii_shown).round().astype(int)
-    shown = [("afw-b/l1.5/k75", int(j)) for j in columns]
-    shown += [(method, -1) for method in ("apgd/l1/k75", "apgd/l2/k75") if method in shard.batches]
-    return _grid(shard, data, shown, range(pairs_shown))
-
-
-def grid_density(shard: Shard, data: Path, pairs_shown: int = 6) -> plt.Figure:
-    """The l2 counterfactual beside those that a diffusion model regularises, at the same radius (claim C11)."""
-    radius = shard.batches["pvce/l2"].strengths[-1]
-    shown = [("apgd/l2/k75", shard.batches["apgd/l2/k75"].strengths.index(radius)), ("pvce/l2", -1), ("blended", -1)]
-    return _grid(shard, data, shown, range(pairs_shown))
-
-
-def grid_cues(shards: list[Shard], data: Path, pairs_shown: int = 2) -> plt.Figure:
-    """What a clean net and nets with a planted cue add to class 1 to make it class 0, by norm (claim C10)."""
-    shown = [(method, -1) for method in shards[0].batches]
-    return _grid_of([(shard, i) for shard in shards for i in range(pairs_shown)], data, shown, named=True)
-
-
-def _grid(shard: Shard, data: Path, shown: list[tuple[str, int]], samples: range) -> plt.Figure:
-    return _grid_of([(shard, i) for i in samples if i < len(shard.ids)], data, shown)
-
-
-def _grid_of(
-    samples: list[tuple[Shard, int]], data: Path, shown: list[tuple[str, int]], named: bool = False
-) -> plt.Figure:
-    """A row per (shard, sample): the original, then each (method, place on its path) and its difference map."""
-    rows, labels = [], []
-    for shard, i in samples:
-        names = datasets.world(shard.world).class_names
-        original = datasets.load_ids(shard.world, shard.ids[i : i + 1], data).images[0]
-        line = [(picture(original), f"sees {names[int(shard.source_prediction[i])]}")]
-        for method, j in shown:
-            batch = shard.batches[method]
-            image, confidence = batch.images[i, j], batch.confidence[i, j].item()
-            title = (
-                f"{NAMES.get(method, method)}, {SYMBOL.get(method, 'ε')} = {batch.strengths[j]:g}: p = {confidence:.2f}"
-            )
-            line += [(picture(image), title), with_maximum(difference_map(image, original))]
-        rows.append(line)
-        world = f"{shard.world}\n" if named else ""
-        labels.append(f"{world}→ {names[int(shard.target[i])]}")
-    return image_grid(rows, labels, cell=1.6)
+from papers.svce.names import ANCHORS, NAMES, OPTIMISERS, PATHS, THRESHOLDED
 
 
 def realism(table: pd.DataFrame) -> plt.Figure:
@@ -273,41 +210,45 @@ def verdicts(tests: pd.DataFrame) -> plt.Figure:
     return figure
 
 
+def measured(shards: Path, seeds: list[str], results: Path) -> dict[str, tuple[plt.Figure, list[Path]]]:
+    """The figures that need no verdict, each with the files it is made from."""
+    robust = [shards / f"pairs/scenes/l2at-{seed}.safetensors" for seed in seeds]
+    rows, tables = results / "rows.parquet", results / "tables"
+    realistic, discovered = tables / "realism.csv", tables / "discovery.csv"
+    long = pd.read_parquet(rows)
+    return {
+        "optimisers": (optimisers([read_shard(path) for path in robust]), robust),
+        "sparsity-confidence": (sparsity_confidence(long), [rows]),
+        "radius": (radius(long), [rows]),
+        "realism": (realism(pd.read_csv(realistic)), [realistic]),
+        "discovery": (discovery(pd.read_csv(discovered)), [discovered]),
+    }
+
+
+def judged(results: Path) -> dict[str, tuple[plt.Figure, list[Path]]]:
+    """The figures of the tables at matched confidence and of the verdicts."""
+    methods, tests = results / "tables/methods.csv", results / "tables/tests.csv"
+    return {
+        "sparsity": (sparsity(pd.read_csv(methods)), [methods]),
+        "verdicts": (verdicts(pd.read_csv(tests)), [tests]),
+    }
+
+
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True, help="folder of shards: STARTS/WORLD/KIND-SEED")
-    parser.add_argument("--seeds", nargs="+", required=True, help="training seeds; the first is shown in grids")
+    parser.add_argument("what", choices=["measured", "judged"], help="which figures: without or with verdicts")
+    parser.add_argument("--shards", type=Path, help="for `measured`: folder of shards, STARTS/WORLD/KIND-SEED")
+    parser.add_argument("--seeds", nargs="+", help="for `measured`: training seeds")
     parser.add_argument("--results", type=Path, required=True, help="folder of rows.parquet and tables/")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
     parser.add_argument("--out", type=Path, required=True, help="folder of NAME.png and NAME.svg")
     args = parser.parse_args()
     style()
-    robust = [args.shards / f"pairs/scenes/l2at-{seed}.safetensors" for seed in args.seeds]
-    first = args.seeds[0]
-    plain = args.shards / f"pairs/scenes/standard-{first}.safetensors"
-    mnist = args.shards / f"pairs/mnist/l2at-{first}.safetensors"
-    cues = sorted(args.shards.glob(f"cues/*/l2at-{first}.safetensors"))
-    rows, table = args.results / "rows.parquet", args.results / "tables"
-    shards = [read_shard(path) for path in robust]
-    long = pd.read_parquet(rows)
-    figures = {
-        "grid": (grid(shards[0], args.data), robust[:1]),
-        "grid-plain": (grid(read_shard(plain), args.data), [plain]),
-        "grid-mnist": (grid(read_shard(mnist), args.data), [mnist]),
-        "grid-density": (grid_density(shards[0], args.data), robust[:1]),
-        "grid-cues": (grid_cues([read_shard(path) for path in cues], args.data), cues),
-        "optimisers": (optimisers(shards), robust),
-        "sparsity": (sparsity(pd.read_csv(table / "methods.csv")), [table / "methods.csv"]),
-        "sparsity-confidence": (sparsity_confidence(long), [rows]),
-        "radius": (radius(long), [rows]),
-        "realism": (realism(pd.read_csv(table / "realism.csv")), [table / "realism.csv"]),
-        "discovery": (discovery(pd.read_csv(table / "discovery.csv")), [table / "discovery.csv"]),
-        "verdicts": (verdicts(pd.read_csv(table / "tests.csv")), [table / "tests.csv"]),
-    }
-    for name, (figure, inputs) in figures.items():
+    drawn = measured(args.shards, args.seeds, args.results) if args.what == "measured" else judged(args.results)
+    for name, (figure, inputs) in drawn.items():
         hashes = {f"{path.parent.name}/{path.name}": sha256(path) for path in inputs}
-        save_figure(figure, args.out / f"{name}.png", {"rule": "svce_figures", "figure": name, "inputs": hashes})
+        rule = {"measured": "svce_figures", "judged": "svce_verdict_figures"}[args.what]
+        save_figure(figure, args.out / f"{name}.png", {"rule": rule, "figure": name, "inputs": hashes})
 
 
 if __name__ == "__main__":

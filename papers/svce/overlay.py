@@ -1,31 +1,26 @@
-"""Job: does a text watermark turn photos into "Granny Smith" for a real ImageNet classifier (SVCE spec §6)?
-
-    python -m papers.svce.overlay --recipe '{"alphas": [0.3, 0.5, 0.7], "photos": 20}' --out F.png --table T.csv
+"""Does a text watermark turn photos into "Granny Smith" for a real ImageNet classifier (SVCE spec §6)?
 
 Forward passes only, exploratory, without a verdict: the paper's masks were never released, and its counts are unknown.
 The watermark is text drawn here, tiled on the diagonal; its control is the same mask with its blocks shuffled, so equal
 in area and in every detail smaller than a block, but no text.
 """
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from common.classifiers.pretrained import load_classifier
 from common.data import registry
 from common.data.images import load_image
-from common.errors import VceError, one_line_errors
-from common.figures import image_grid, picture, save_figure, style
-from common.files import atomic_path, sha256
+from common.errors import VceError
+from common.figures import image_grid, picture
+from common.files import sha256
 from common.progress import Progress
 
-CLASSIFIER = "imagenet/efficientnet-lite0"
 GRANNY_SMITH = 948
 TEXT = "stock photo"
 FONT_SIZE = 22  # pixels
@@ -125,24 +120,17 @@ def measure(
     return pd.DataFrame(rows), seen
 
 
-@one_line_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=json.loads, required=True, help="JSON: alphas, photos")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
-    parser.add_argument("--out", type=Path, required=True, help="PNG path; the SVG goes beside it")
-    parser.add_argument("--table", type=Path, required=True, help="one row per condition")
-    args = parser.parse_args()
-    style()
-    classifier, alphas = load_classifier(CLASSIFIER), args.recipe["alphas"]
-    paths = [args.data / name for name in photo_names(args.recipe["photos"])]
+def overlay_test(classifier: nn.Module, recipe: dict, data: Path) -> tuple[pd.DataFrame, Figure, dict]:
+    """The test on the packaged photos in `data`: its table, a figure of the first few, and the figure's provenance.
+
+    `recipe`: `alphas`, and `photos`, their number. Raises VceError for a number that is not there.
+    """
+    alphas = recipe["alphas"]
+    paths = [data / name for name in photo_names(recipe["photos"])]
     images = torch.stack([load_image(path, classifier.image_shape) for path in paths])
     labels = torch.tensor([int(path.stem.split("_")[2]) for path in paths])
     with Progress("overlay", total=1 + 2 * len(COLOURS) * len(alphas), unit="conditions") as progress:
         table, seen = measure(classifier, images, labels, alphas, progress)
-    with atomic_path(args.table) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
-
     lines, strongest = [[] for _ in images[:SHOWN]], max(alphas)
     versions = {"plain": (("none", "none", 0.0), images)}
     for kind, mask in masks(images.shape[-1]).items():
@@ -151,11 +139,6 @@ def main() -> None:
         for line, image, answer in zip(lines, shown, seen[key], strict=False):
             line.append((picture(image), f"{kind}: {classifier.class_names[int(answer.argmax())]} {answer.max():.2f}"))
     names = [classifier.class_names[int(label)] for label in labels[:SHOWN]]
-    recipe = {"text": TEXT, "block": BLOCK, "alpha": strongest, **args.recipe}
-    inputs = {path.name: sha256(path) for path in paths}
-    provenance = {"rule": "svce_overlay", "classifier": CLASSIFIER, "recipe": recipe, "inputs": inputs}
-    save_figure(image_grid(lines, names, cell=2.2), args.out, provenance)
-
-
-if __name__ == "__main__":
-    main()
+    facts = {"text": TEXT, "block": BLOCK, "alpha": strongest, **recipe}
+    provenance = {"figure": "overlay", "recipe": facts, "inputs": {path.name: sha256(path) for path in paths}}
+    return table, image_grid(lines, names, cell=2.2), provenance

@@ -15,22 +15,20 @@ SVCE_GROUPS = {
     for name, group in SVCE["groups"].items()
 }
 SVCE_ENTRIES = [entry for group in SVCE_GROUPS.values() for entry in group]
-SVCE_FIGURES = [
-    "grid",
-    "grid-plain",
-    "grid-mnist",
-    "grid-density",
-    "grid-cues",
-    "optimisers",
-    "sparsity",
-    "sparsity-confidence",
-    "radius",
-    "realism",
-    "discovery",
-    "verdicts",
-]
+SVCE_GRIDS = ["grid", "grid-plain", "grid-mnist", "grid-density", "grid-cues"]
+SVCE_FIGURES = ["optimisers", "sparsity-confidence", "radius", "realism", "discovery"]
+SVCE_VERDICT_FIGURES = ["sparsity", "verdicts"]
 FIGURES_OF["svce"] = [
-    *(f"{FIGURES}/svce/{name}.png" for name in [*SVCE_FIGURES, "photos", "overlay"]),
+    *(
+        f"{FIGURES}/svce/{name}.png"
+        for name in [
+            *SVCE_GRIDS,
+            *SVCE_FIGURES,
+            *SVCE_VERDICT_FIGURES,
+            "photos",
+            "overlay",
+        ]
+    ),
     f"{RESULTS}/svce/rating/sheet.html",
 ]
 
@@ -73,7 +71,9 @@ SVCE_CUE_NETS = [
 ]
 
 
-for name, group in SVCE_GROUPS.items():
+for job in SVCE["jobs"]:
+    name = "_".join(job)
+    group = [entry for part in job for entry in SVCE_GROUPS[part]]
 
     rule:
         name:
@@ -97,7 +97,7 @@ for name, group in SVCE_GROUPS.items():
             ],
         log:
             f"{LOGS}/svce/explain/{name}-{{seed}}.log",
-        priority: 4 if name == "scenes" else 1
+        priority: 4 if "scenes" in job else 1
         params:
             src=digest("papers.svce.shards"),
             group=json.dumps(group),
@@ -130,6 +130,7 @@ rule svce_measure:
         cost=f"{WORK}/svce/cost.parquet",
     log:
         f"{LOGS}/svce/measure.log",
+    priority: 2
     params:
         src=digest("papers.svce.measure"),
         panels=[f"{world}={panel}" for world, panel in SVCE["panels"].items()],
@@ -158,6 +159,7 @@ rule svce_realism:
         table=f"{RESULTS}/svce/tables/realism.csv",
     log:
         f"{LOGS}/svce/realism.log",
+    priority: 2
     params:
         src=digest("papers.svce.realism"),
         worlds=[
@@ -184,6 +186,7 @@ rule svce_discovery:
         summary=f"{RESULTS}/svce/tables/discovery_summary.csv",
     log:
         f"{LOGS}/svce/discovery.log",
+    priority: 2
     params:
         src=digest("papers.svce.discovery"),
     shell:
@@ -212,6 +215,7 @@ rule svce_robustness:
         table=f"{RESULTS}/svce/tables/robustness.csv",
     log:
         f"{LOGS}/svce/robustness.log",
+    priority: 2
     params:
         src=digest("common.classifiers.robustness"),
         recipe=json.dumps(SVCE["robustness"]),
@@ -226,6 +230,7 @@ rule svce_exactness:
         f"{RESULTS}/svce/exactness.parquet",
     log:
         f"{LOGS}/svce/exactness.log",
+    priority: 2
     params:
         src=digest("papers.svce.exactness"),
         cfg=SVCE["exactness"],
@@ -251,6 +256,7 @@ rule svce_verdicts:
         ),
     log:
         f"{LOGS}/svce/verdicts.log",
+    priority: 2
     params:
         src=digest("common.verdicts"),
         protocol=json.dumps(
@@ -290,16 +296,35 @@ rule svce_verdicts:
         " > {log} 2> >(tee -a {log} >&2)"
 
 
+rule svce_grids:
+    input:
+        shards=SVCE_ROWS,
+        cues=SVCE_CUES,
+        data=sorted({file for world in SVCE["panels"] for file in data_of(world)}),
+    output:
+        expand(
+            f"{FIGURES}/svce/{{name}}.{{suffix}}",
+            name=SVCE_GRIDS,
+            suffix=["png", "svg"],
+        ),
+    log:
+        f"{LOGS}/svce/grids.log",
+    params:
+        src=digest("papers.svce.grids"),
+        shards=SVCE_SHARDS,
+        seed=config["seeds"][0],
+        folder=f"{FIGURES}/svce",
+    shell:
+        "python -m papers.svce.grids --shards {params.shards} --seed {params.seed} --out {params.folder}"
+        " 2> >(tee {log} >&2)"
+
+
 rule svce_figures:
     input:
         shards=SVCE_ROWS,
         rows=rules.svce_measure.output.rows,
-        methods=f"{RESULTS}/svce/tables/methods.csv",
-        tests=f"{RESULTS}/svce/tables/tests.csv",
         realism=rules.svce_realism.output.table,
         discovery=rules.svce_discovery.output.table,
-        cues=SVCE_CUES,
-        data=sorted({file for world in SVCE["panels"] for file in data_of(world)}),
     output:
         expand(
             f"{FIGURES}/svce/{{name}}.{{suffix}}",
@@ -308,6 +333,7 @@ rule svce_figures:
         ),
     log:
         f"{LOGS}/svce/figures.log",
+    priority: 2
     params:
         src=digest("papers.svce.figures"),
         shards=SVCE_SHARDS,
@@ -315,8 +341,29 @@ rule svce_figures:
         results=f"{RESULTS}/svce",
         folder=f"{FIGURES}/svce",
     shell:
-        "python -m papers.svce.figures --shards {params.shards} --seeds {params.seeds} --results {params.results}"
-        " --out {params.folder} 2> >(tee {log} >&2)"
+        "python -m papers.svce.figures measured --shards {params.shards} --seeds {params.seeds}"
+        " --results {params.results} --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule svce_verdict_figures:
+    input:
+        methods=f"{RESULTS}/svce/tables/methods.csv",
+        tests=f"{RESULTS}/svce/tables/tests.csv",
+    output:
+        expand(
+            f"{FIGURES}/svce/{{name}}.{{suffix}}",
+            name=SVCE_VERDICT_FIGURES,
+            suffix=["png", "svg"],
+        ),
+    log:
+        f"{LOGS}/svce/verdict_figures.log",
+    priority: 2
+    params:
+        src=digest("papers.svce.figures"),
+        results=f"{RESULTS}/svce",
+        folder=f"{FIGURES}/svce",
+    shell:
+        "python -m papers.svce.figures judged --results {params.results} --out {params.folder} 2> >(tee {log} >&2)"
 
 
 rule svce_rating:
@@ -341,37 +388,29 @@ rule svce_rating:
 rule svce_photos:
     input:
         "data/efficientnet-lite0.pth",
-        photos=[f"data/{photo['image']}" for photo in SVCE["photos"]["images"]],
+        photos=sorted(
+            {f"data/{photo['image']}" for photo in SVCE["photos"]["images"]}
+            | {
+                str(pointer.with_suffix(""))
+                for pointer in sorted(Path("data").glob("imagenet_*.dvc"))[
+                    : SVCE["overlay"]["photos"]
+                ]
+            }
+        ),
     output:
-        f"{FIGURES}/svce/photos.png",
-        f"{FIGURES}/svce/photos.svg",
+        expand(
+            f"{FIGURES}/svce/{{name}}.{{suffix}}",
+            name=["photos", "overlay"],
+            suffix=["png", "svg"],
+        ),
+        table=f"{RESULTS}/svce/tables/overlay.csv",
     log:
         f"{LOGS}/svce/photos.log",
     params:
         src=digest("papers.svce.photos"),
-        cfg=json.dumps(SVCE["photos"]),
+        photos=json.dumps(SVCE["photos"]),
+        overlay=json.dumps(SVCE["overlay"]),
+        folder=f"{FIGURES}/svce",
     shell:
-        "python -m papers.svce.photos --recipe {params.cfg:q} --out {output[0]} 2> >(tee {log} >&2)"
-
-
-rule svce_overlay:
-    input:
-        "data/efficientnet-lite0.pth",
-        photos=[
-            str(pointer.with_suffix(""))
-            for pointer in sorted(Path("data").glob("imagenet_*.dvc"))[
-                : SVCE["overlay"]["photos"]
-            ]
-        ],
-    output:
-        figure=f"{FIGURES}/svce/overlay.png",
-        svg=f"{FIGURES}/svce/overlay.svg",
-        table=f"{RESULTS}/svce/tables/overlay.csv",
-    log:
-        f"{LOGS}/svce/overlay.log",
-    params:
-        src=digest("papers.svce.overlay"),
-        cfg=json.dumps(SVCE["overlay"]),
-    shell:
-        "python -m papers.svce.overlay --recipe {params.cfg:q} --out {output.figure} --table {output.table}"
-        " 2> >(tee {log} >&2)"
+        "python -m papers.svce.photos --recipe {params.photos:q} --overlay {params.overlay:q} --out {params.folder}"
+        " --table {output.table} 2> >(tee {log} >&2)"

@@ -267,6 +267,7 @@ def main() -> None:
     args = parser.parse_args()
     score_model = load_diffusion(args.diffusion) if args.diffusion else None
     shards = [(recipe, kind) for recipe in args.group for kind in recipe["classifiers"]]
+    own_pass: dict[str, float] = {}  # by architecture
     total = sum(len(recipe["cells"]) for recipe, _ in shards)
     with Progress("explain", total=total, unit="methods") as progress:
         for recipe, kind in shards:
@@ -276,11 +277,14 @@ def main() -> None:
             shard, seconds = explain_shard(
                 world, table, args.data, classifier, kind, args.seed, recipe, progress, score_model
             )
-            sample = datasets.load(world, table, "tuning", args.data, 64)
+            architecture = repr(classifier.network)
+            if architecture not in own_pass:
+                sample = datasets.load(world, table, "tuning", args.data, 64)
+                own_pass[architecture] = model_pass_seconds(classifier, sample.images, sample.labels)
             cost = {
                 "commit": commit(),
                 "seconds": seconds,
-                "pass_seconds": model_pass_seconds(classifier, sample.images, sample.labels),
+                "pass_seconds": own_pass[architecture],
                 "evaluations": {name: int(shard.batches[name].forward.sum()) for name in seconds},
             }
             out = args.out / shard.starts / world / f"{kind}-{args.seed}.safetensors"

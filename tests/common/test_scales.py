@@ -41,7 +41,7 @@ def test_the_scales_of_the_repository_hang_together(name):
     config = load_scale(name)
     svce = config["svce"]
     assert config["scale"] == name and set(config["classifiers"]) <= set(config["splits"])
-    assert sorted(world for worlds in config["training"].values() for world in worlds) == sorted(config["classifiers"])
+    assert sorted(group for job in svce["jobs"] for group in job) == sorted(svce["groups"])
     for entry in (entry for group in svce["groups"].values() for entry in group):
         assert entry["world"] in config["splits"] and entry["starts"] in svce["starts"]
         assert set(entry["cells"]) <= set(svce["cells"])

@@ -19,7 +19,7 @@ from common.errors import VceError
 from common.figures import plt, save_figure, style
 from common.generators import train as generator_job
 from common.results import COLUMNS, KEY
-from papers.svce import discovery, exactness, figures, measure, realism, shards
+from papers.svce import discovery, exactness, figures, grids, measure, realism, shards
 from papers.svce.explain import ROUNDS
 
 ROOT = Path(__file__).parents[3]
@@ -104,7 +104,8 @@ def chain(monkeypatch, home, out):
         "--cost", out / "cost.parquet")  # fmt: skip
     run(monkeypatch, realism, "--shards", *sets, pairs[0], "--worlds", "scenes-empty=scenes", "--splits",
         home / "splits", "--oracles", home / "oracles", "--noise", "scenes=1.5",
-        "--pairs-methods", "apgd/l2/k75", "blended", "--out", out / "realism.parquet", "--table", out / "tables/realism.csv")  # fmt: skip
+        "--pairs-methods", "apgd/l2/k75", "blended", "--out", out / "realism.parquet",
+        "--table", out / "tables/realism.csv")  # fmt: skip
     run(monkeypatch, discovery, "--shards", *cues, "--checkpoints",
         *(nets / f"{path.parent.name}/{path.name}" for path in cues), "--splits", *(home / "splits").iterdir(),
         "--out", out / "discovery.parquet", "--table", out / "tables/discovery.csv",
@@ -235,9 +236,9 @@ def test_figures_are_drawn(runs, tmp_path):
     cues = [read_shard(path) for path in sorted((out / "batches/cues").rglob("*.safetensors"))]
     rows = pd.read_parquet(out / "rows.parquet")
     drawn = {
-        "grid": figures.grid(shard, DATA),
-        "grid-density": figures.grid_density(shard, DATA),
-        "grid-cues": figures.grid_cues(cues, DATA),
+        "grid": grids.grid(shard, DATA),
+        "grid-density": grids.grid_density(shard, DATA),
+        "grid-cues": grids.grid_cues(cues, DATA),
         "optimisers": figures.optimisers([shard]),
         "sparsity": figures.sparsity(pd.read_csv(table / "methods.csv")),
         "sparsity-confidence": figures.sparsity_confidence(rows),

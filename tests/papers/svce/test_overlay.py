@@ -10,7 +10,7 @@ import torch
 
 from common.data.fetch import ROOT, fetch
 from common.errors import VceError
-from papers.svce import overlay
+from papers.svce import overlay, photos
 
 
 def test_the_text_is_sparse_and_reaches_every_corner():
@@ -77,10 +77,11 @@ def test_the_job(tmp_path, monkeypatch):
         if os.environ.get("VCE_OFFLINE", "0") not in ("", "0"):
             pytest.skip(str(error))
         raise
-    arguments = ["--recipe", json.dumps({"alphas": [0.5], "photos": 2}), "--data", ROOT / "data",
-                 "--out", tmp_path / "overlay.png", "--table", tmp_path / "overlay.csv"]  # fmt: skip
+    grid = {"radii": [50], "iterations": 1, "images": [{"image": overlay.photo_names(1)[0], "targets": [281, 948]}]}
+    arguments = ["--recipe", json.dumps(grid), "--overlay", json.dumps({"alphas": [0.5], "photos": 2}),
+                 "--data", ROOT / "data", "--out", tmp_path, "--table", tmp_path / "overlay.csv"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["job", *map(str, arguments)])
-    overlay.main()
+    photos.main()
     table = pd.read_csv(tmp_path / "overlay.csv", keep_default_na=False)
     assert table[["colour", "mask"]].to_numpy().tolist() == [
         ["none", "none"], ["white", "text"], ["white", "shuffled"], ["grey", "text"], ["grey", "shuffled"]
@@ -89,5 +90,7 @@ def test_the_job(tmp_path, monkeypatch):
     plain = table.iloc[0]
     assert plain["changed"] == 0 and plain["label_drop"] == 0
     assert (table["label_drop"].iloc[1:].abs() > 1e-4).all()
-    text = (tmp_path / "overlay.svg").read_text()
-    assert "svce_overlay" in text and "<dc:date>" not in text and (tmp_path / "overlay.png").stat().st_size > 10_000
+    for name in ("overlay", "photos"):
+        text = (tmp_path / f"{name}.svg").read_text()
+        assert "svce_photos" in text and "<dc:date>" not in text
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
