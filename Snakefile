@@ -29,6 +29,7 @@ localrules:
     all,
     data,
     fetch,
+    svce_results,
 
 
 rule all:
@@ -54,7 +55,10 @@ onsuccess:
     for paper in PAPERS:
         verdicts = Path(RESULTS, paper, "claims.json")
         if verdicts.is_file():
-            for name, claim in json.loads(verdicts.read_text())["claims"].items():
+            claims = json.loads(verdicts.read_text())["claims"]
+            for name, claim in sorted(
+                claims.items(), key=lambda item: int(item[0][1:])
+            ):
                 print(
                     f"{paper} {name:>3}  {claim['verdict']:<13} {claim['statement']}"
                 )

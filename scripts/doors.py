@@ -91,8 +91,9 @@ class Doors:
         self.run("git", "-c", "user.name=doors", "-c", "user.email=doors@localhost", "commit", "--quiet", "-m", message)
 
     def jobs(self, output: str) -> list[str]:
-        """Rules that Snakemake started, in order, the target rule left out."""
-        return [rule for rule in re.findall(r"^(?:local)?rule (\w+):$", output, re.MULTILINE) if rule != "all"]
+        """Rules that Snakemake started, in order, the target rules left out."""
+        rules = re.findall(r"^(?:local)?rule (\w+):$", output, re.MULTILINE)
+        return [rule for rule in rules if rule not in ("all", "svce_results")]
 
     def pending(self) -> set[str]:
         """Rules that Snakemake would run now."""

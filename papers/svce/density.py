@@ -27,7 +27,7 @@ class Langevin:
     Deviations from §2.7, all for the CPU: 20 levels of 4 steps instead of 232 to 1086 of 1 or 5; α = 4e-5 instead of
     6.2e-6, since fewer steps must go further; sigma_1 = .1 instead of 1 or 50, since the ball projects away noise far
     beyond its radius. sigma_L = .01 and `guidance` = 1/5, the length of the classifier's gradient over the score's, are
-    theirs.
+    theirs; their text can also be read as 1/5 of the network's output before its division by σ.
     """
 
     levels: int = 20

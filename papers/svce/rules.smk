@@ -414,3 +414,10 @@ rule svce_photos:
     shell:
         "python -m papers.svce.photos --recipe {params.photos:q} --overlay {params.overlay:q} --out {params.folder}"
         " --table {output.table} 2> >(tee {log} >&2)"
+
+
+rule svce_results:
+    input:
+        f"{RESULTS}/svce/claims.json",
+        f"{RESULTS}/svce/tables/overlay.csv",
+        f"{RESULTS}/svce/rating/sheet.html",
