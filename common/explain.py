@@ -82,6 +82,15 @@ class CounterfactualBatch:
         """p_f(target), N×S."""
         return self.log_confidence.exp()
 
+    def first_success(self, level: float) -> Tensor:
+        """N positions on the paths: the first image with p_f(target) ≥ `level`, else the last."""
+        above = self.confidence >= level
+        return torch.where(above.any(1), above.int().argmax(1), above.shape[1] - 1)
+
+    def at(self, position: Tensor) -> Tensor:
+        """The images N×C×H×W at one position of each path."""
+        return self.images[torch.arange(len(position)), position]
+
     def __post_init__(self):
         n, s = self.images.shape[:2]
         if not 1 <= s <= MAX_STRENGTHS:

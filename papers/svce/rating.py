@@ -1,7 +1,7 @@
 """C12, "users judge l1.5-VCEs best": a blinded rating sheet with a sealed key, and the scoring of returned sheets.
 
-    python -m papers.svce.rating sheet --shard work/cpu/svce/batches/scenes/l2at-0.safetensors \\
-        --methods apgd/l2/k75 afw-b/l1.5/k75 apgd/l1/k75 --trials 12 --level 0.9 --seed 0 --out rating/
+    python -m papers.svce.rating sheet --shard work/cpu/svce/batches/pairs/scenes/l2at-0.safetensors \\
+        --methods apgd/l2/k75 afw-b/l1.5/k75 blended --trials 12 --level 0.9 --seed 0 --out rating/
     python -m papers.svce.rating score --key rating/key.json --answers answers-ann.json answers-bo.json --out scores.csv
 
 `sheet` writes `sheet.html`, one file that works offline and goes to the raters, and `key.json`, which stays with
@@ -94,14 +94,15 @@ def draw_trials(shard: Shard, methods: Sequence[str], n: int, level: float, seed
     streams = Streams(seed, shard.ids, tuple(shard.target.tolist()))
     rows = streams.uniform((), "rating trials").argsort(stable=True)[:n].tolist()
     orders = streams.uniform((len(methods),), "rating options").argsort(stable=True, dim=1).tolist()
+    shown = {method: shard.batches[method].first_success(level) for method in methods}
     trials = []
     for position, row in enumerate(rows, start=1):
         options, images = {}, []
         for letter, method in zip(ascii_uppercase, (methods[i] for i in orders[row]), strict=False):
-            batch, confidence = shard.batches[method], shard.batches[method].confidence[row].tolist()
-            at = next((i for i, value in enumerate(confidence) if value >= level), len(confidence) - 1)
-            facts = {"method": method, "strength": float(batch.strengths[at]), "confidence": confidence[at]}
-            options[letter] = {**facts, "reached": confidence[at] >= level}
+            batch, at = shard.batches[method], int(shown[method][row])
+            confidence = batch.confidence[row, at].item()
+            facts = {"method": method, "strength": float(batch.strengths[at]), "confidence": confidence}
+            options[letter] = {**facts, "reached": confidence >= level}
             images.append(batch.images[row, at])
         trials.append(Trial(f"T{position}", *samples[row], options, torch.stack(images)))
     return trials

@@ -1,6 +1,6 @@
 """Job: realism of whole sets of counterfactuals beside their oracle effect (SVCE spec §5.3, claims C5, C7, C8, C11).
 
-python -m papers.svce.realism --shards B... --splits DIR --oracles DIR --out realism.parquet --table realism.csv
+python -m papers.svce.realism --shards B... --splits DIR --oracles DIR --out R.parquet --table T.csv --proxies P.csv
 
 Two settings, because doing nothing looks perfectly real from real images: `ID` starts from held-out images of the world
 and asks for the second most probable class, `OD` starts from images without an object and asks for the most probable
@@ -8,6 +8,7 @@ one. `average` is their mean; `pairs` are the images of the other tables. An ima
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from common.errors import VceError, one_line_errors
 from common.explain import Streams
 from common.files import atomic_path
 from common.measure import judge_accuracy, oracle_gate, passing_judges, reliance
+from common.metrics.perturbation import lp_norm, on_mask
 from common.metrics.realism import Features, Halves, Reference
 from common.progress import Progress
 from common.statistics import half_sample_interval
@@ -129,6 +131,30 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def proxies(judge: Judge, shard: Shard, methods: list[str], level: float, originals: datasets.Images) -> pd.DataFrame:
+    """What a machine can say where claim C12 asks people, about the very images of the rating sheet: the first with own
+    confidence ≥ `level`, else the last. Each column says of which question it is a proxy; none of them is a rating."""
+    rows = []
+    for method in methods:
+        images = shard.batches[method].at(shard.batches[method].first_success(level))
+        found = measure_set(judge, images, shard.target, {}).iloc[0]
+        delta = images - originals.images
+        rows.append(
+            {
+                "world": shard.world,
+                "classifier": shard.classifier,
+                "seed": shard.seed,
+                "method": method,
+                "n": len(images),
+                "realistic_proxy_kid": found["kid"],
+                "meaningful_proxy_oracle_valid": found["oracle_valid"],
+                "subtle_proxy_l2": lp_norm(delta, 2).mean().item(),
+                "subtle_proxy_on_mask": on_mask(delta, originals.masks).mean().item(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def gate_panels(judges: dict[str, Judge], shards: list[Shard]) -> None:
     """Let judges leave their panel that are too inaccurate beside a classifier explained here from real images."""
     for world, judge in judges.items():
@@ -154,9 +180,11 @@ def main() -> None:
     parser.add_argument("--oracles", type=Path, required=True, help="folder of the judges and feature nets")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
     parser.add_argument("--pairs-methods", nargs="*", default=[], help="methods measured on shards of other starts")
+    parser.add_argument("--rated", type=json.loads, required=True, help="JSON: methods and level of the rating sheet")
     parser.add_argument("--noise", nargs="+", required=True, help="WORLD=NORM: l2 norm of its noise control")
     parser.add_argument("--out", type=Path, required=True, help="all halves, for the tests")
     parser.add_argument("--table", type=Path, required=True, help="the summary with intervals")
+    parser.add_argument("--proxies", type=Path, required=True, help="automatic proxies of the rating sheet's questions")
     args = parser.parse_args()
     real_world = dict(item.split("=", 1) for item in args.worlds)
     noise = {world: float(norm) for world, norm in (item.split("=", 1) for item in args.noise)}
@@ -167,12 +195,16 @@ def main() -> None:
         table = pd.read_parquet(args.splits / f"{world}.parquet")
         judges[world] = Judge(world, table, args.data, args.oracles, reserved)
     gate_panels(judges, shards)
-    rows, controlled = [], set()
+    rows, proxied, controlled = [], [], set()
     with Progress("realism", total=len(shards), unit="shards") as progress:
         for shard in shards:
             world = real_world.get(shard.world, shard.world)
             methods = list(shard.batches) if shard.starts in SETTINGS else args.pairs_methods
             rows.append(measure_shard(judges[world], shard, world, methods))
+            if shard.starts not in SETTINGS:
+                originals = datasets.load_ids(shard.world, shard.ids, args.data)
+                rated = args.rated["methods"], args.rated["level"]
+                proxied.append(proxies(judges[world], shard, *rated, originals))
             if (world, shard.starts, shard.seed) not in controlled:
                 controlled.add((world, shard.starts, shard.seed))
                 originals = datasets.load_ids(shard.world, shard.ids, args.data).images
@@ -182,8 +214,9 @@ def main() -> None:
     table = table.sort_values([*CELL, "seed", "half"], ignore_index=True)
     with atomic_path(args.out) as temporary:
         table.to_parquet(temporary, index=False)
-    with atomic_path(args.table) as temporary:
-        summary(table).to_csv(temporary, index=False, float_format="%.6g")
+    for path, frame in ((args.table, summary(table)), (args.proxies, pd.concat(proxied))):
+        with atomic_path(path) as temporary:
+            frame.to_csv(temporary, index=False, float_format="%.6g")
 
 
 if __name__ == "__main__":

@@ -157,6 +157,7 @@ rule svce_realism:
     output:
         rows=f"{RESULTS}/svce/realism.parquet",
         table=f"{RESULTS}/svce/tables/realism.csv",
+        proxies=f"{RESULTS}/svce/tables/rating_proxies.csv",
     log:
         f"{LOGS}/svce/realism.log",
     priority: 2
@@ -167,12 +168,13 @@ rule svce_realism:
         ],
         methods=SVCE["realism"]["pairs"]["methods"],
         noise=[f"{world}={norm}" for world, norm in SVCE["realism"]["noise"].items()],
+        rated=json.dumps(SVCE["rating"]),
         splits=SPLITS,
         oracles=ORACLES,
     shell:
         "python -m papers.svce.realism --shards {input.shards} --worlds {params.worlds} --splits {params.splits}"
-        " --oracles {params.oracles} --noise {params.noise} --pairs-methods {params.methods} --out {output.rows}"
-        " --table {output.table} 2> >(tee {log} >&2)"
+        " --oracles {params.oracles} --noise {params.noise} --pairs-methods {params.methods} --rated {params.rated:q}"
+        " --out {output.rows} --table {output.table} --proxies {output.proxies} 2> >(tee {log} >&2)"
 
 
 rule svce_discovery:

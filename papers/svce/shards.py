@@ -144,16 +144,9 @@ def thresholded(
 
     One image per sample; a path that never gets there gives its last image.
     """
-    count = pixel_share(_first_success(sparse, level) - x) * x.shape[2] * x.shape[3]
-    cut = anchors.threshold_to_count(x, _first_success(dense, level), count.round())
+    count = pixel_share(sparse.at(sparse.first_success(level)) - x) * x.shape[2] * x.shape[3]
+    cut = anchors.threshold_to_count(x, dense.at(dense.first_success(level)), count.round())
     return finish(x, cut[:, None], target, classifier=classifier, strengths=(level,))
-
-
-def _first_success(batch: CounterfactualBatch, level: float) -> Tensor:
-    """N×C×H×W: on each path the first image with p_f(target) ≥ `level`, else the last."""
-    above = batch.confidence >= level
-    first = torch.where(above.any(1), above.int().argmax(1), above.shape[1] - 1)
-    return batch.images[torch.arange(len(first)), first]
 
 
 def parse_cells(fields: list[dict]) -> list[Cell]:

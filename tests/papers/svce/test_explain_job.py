@@ -50,6 +50,7 @@ PAIRS = {
 }
 DRAWS = [{"optimiser": "afw-b", "strengths": [1.5], "draw": draw} for draw in (1, 2)]
 MINIMAL = [{"optimiser": "minimal", "strengths": [0.5, 0.9], "ceiling": 5.0}]
+RATED = {"methods": ["apgd/l2/k75", "afw-b/l1.5/k75", "blended"], "level": 0.9}
 CUES = {"name": "cues", "n": 5, "source": 1, "target": 0}
 GROUP = [
     PAIRS,
@@ -105,7 +106,8 @@ def chain(monkeypatch, home, out):
     run(monkeypatch, realism, "--shards", *sets, pairs[0], "--worlds", "scenes-empty=scenes", "--splits",
         home / "splits", "--oracles", home / "oracles", "--noise", "scenes=1.5",
         "--pairs-methods", "apgd/l2/k75", "blended", "--out", out / "realism.parquet",
-        "--table", out / "tables/realism.csv")  # fmt: skip
+        "--table", out / "tables/realism.csv", "--rated", json.dumps(RATED),
+        "--proxies", out / "tables/rating_proxies.csv")  # fmt: skip
     run(monkeypatch, discovery, "--shards", *cues, "--checkpoints",
         *(nets / f"{path.parent.name}/{path.name}" for path in cues), "--splits", *(home / "splits").iterdir(),
         "--out", out / "discovery.parquet", "--table", out / "tables/discovery.csv",
@@ -217,6 +219,20 @@ def test_realism_has_controls_and_averages(runs):
     assert np.allclose(explained["reliance"], seen) and rows["oracle_valid"].dropna().between(0, 1).all()
     halves = explained[explained["half"] > 0].groupby(["starts", "method"])["oracle_valid"].nunique()
     assert (halves > 1).any()  # the share of each half, not one number for all
+
+
+def test_proxies_are_of_the_images_that_raters_see(runs):
+    table = pd.read_csv(runs[0] / "tables/rating_proxies.csv").set_index("method")
+    assert table.index.tolist() == RATED["methods"] and (table["n"] == 3).all()
+    assert all("proxy" in name for name in table.columns[4:])
+    shard = read_shard(runs[0] / "batches/pairs/scenes/l2at-0.safetensors")
+    originals = datasets.load_ids("scenes", shard.ids, DATA).images
+    batch = shard.batches["apgd/l2/k75"]
+    for i, path in enumerate(batch.confidence):
+        j = next((j for j, p in enumerate(path.tolist()) if p >= 0.9), len(path) - 1)
+        assert batch.first_success(0.9)[i] == j
+    norms = (batch.at(batch.first_success(0.9)) - originals).flatten(1).norm(dim=1)
+    assert table.loc["apgd/l2/k75", "subtle_proxy_l2"] == pytest.approx(norms.mean().item(), rel=1e-5)
 
 
 def test_targets_are_those_of_the_settings(runs, home):
