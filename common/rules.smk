@@ -31,6 +31,7 @@ rule fetch:
         "data/{name}",
     wildcard_constraints:
         name=r"[^/]+(?<!\.dvc)",
+    priority: 9
     params:
         src=digest("common.data.fetch"),
     shell:
@@ -44,7 +45,7 @@ rule splits:
         expand(f"{SPLITS}/{{world}}.parquet", world=config["splits"]),
     log:
         f"{LOGS}/common/splits.log",
-    priority: 3
+    priority: 9
     params:
         src=digest("common.data.split"),
         sizes=json.dumps(config["splits"]),
