@@ -45,10 +45,11 @@ def realism(table: pd.DataFrame) -> plt.Figure:
             axis.set(
                 title=f"{world}, {'from real images (ID)' if starts == 'ID' else 'from images without object (OD)'}"
             )
-            axis.set(xlabel="KID (lower: closer to real images); %: read as the target by the panel")
+            axis.set(ylim=(len(keys) - 0.5, -0.5))
             axis.margins(x=0.12)
         line[0].set(yticks=range(len(keys)), yticklabels=[f"{kind}: {NAMES.get(m, m)}" for kind, m in keys])
-        line[0].invert_yaxis()
+    for axis in axes[-1]:
+        axis.set_xlabel("KID (lower: closer to real images); %: read as the target by the panel")
     figure.tight_layout()
     return figure
 

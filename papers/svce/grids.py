@@ -36,7 +36,7 @@ def grid_density(shard: Shard, data: Path, pairs_shown: int = 6) -> plt.Figure:
 
 def grid_cues(shards: list[Shard], data: Path, pairs_shown: int = 2) -> plt.Figure:
     """What a clean net and nets with a planted cue add to class 1 to make it class 0, by norm (claim C10)."""
-    shown = [(method, -1) for method in shards[0].batches]
+    shown = [(method, -1) for method in shards[0].batches if not method.endswith("/thresholded")]
     return _grid_of([(shard, i) for shard in shards for i in range(pairs_shown)], data, shown, named=True)
 
 
