@@ -56,6 +56,7 @@ def realism(table: pd.DataFrame) -> plt.Figure:
 
 def discovery(nets: pd.DataFrame) -> plt.Figure:
     """Every net: what pasting the cue does to it against how much its counterfactuals look like the cue (claim C10)."""
+    nets = nets[~nets["method"].str.endswith("/thresholded")]
     nets = nets.assign(net=np.where(nets["planted"], "cue planted", "clean"), norm=nets["method"].str.split("/").str[1])
     plot = sns.relplot(
         nets, x="overlay_gain", y="alignment_gain", hue="norm", style="net", style_order=["cue planted", "clean"],
