@@ -34,7 +34,11 @@ def tiny(config: dict) -> dict:
 
     def brief(recipes: dict) -> dict:
         return {
-            world: {kind: {"epochs": 1, "steps": 1} for kind, recipe in kinds.items() if "packaged" not in recipe}
+            world: {
+                kind: {"epochs": 1, "steps": 1, "batch_size": 128}
+                for kind, recipe in kinds.items()
+                if "packaged" not in recipe
+            }
             for world, kinds in recipes.items()
         }
 
