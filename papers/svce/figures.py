@@ -129,7 +129,9 @@ def sparsity(methods: pd.DataFrame) -> plt.Figure:
 
 def radius(rows: pd.DataFrame) -> plt.Figure:
     """Confidence and oracle validity against the distance of the path, per method and classifier."""
-    chosen = rows[rows["method"].isin([*PATHS, "random", "twin"])]
+    searched = set(rows.loc[rows["method"].isin(PATHS), ["world", "classifier"]].itertuples(index=False, name=None))
+    here = [cell in searched for cell in zip(rows["world"], rows["classifier"], strict=True)]
+    chosen = rows[rows["method"].isin([*PATHS, "random", "twin"]) & here]
     table = chosen.groupby(["world", "classifier", "method", "strength"], as_index=False)[
         ["distance", "confidence", "oracle_valid"]
     ].mean()
