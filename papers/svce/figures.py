@@ -49,7 +49,7 @@ def realism(table: pd.DataFrame) -> plt.Figure:
             axis.margins(x=0.12)
         line[0].set(yticks=range(len(keys)), yticklabels=[f"{kind}: {NAMES.get(m, m)}" for kind, m in keys])
     for axis in axes[-1]:
-        axis.set_xlabel("KID (lower: closer to real images); %: read as the target by the panel")
+        axis.set_xlabel("KID (dashed: real images, dotted: doing nothing); %: read as the target by the panel")
     figure.tight_layout()
     return figure
 
@@ -60,7 +60,7 @@ def discovery(nets: pd.DataFrame) -> plt.Figure:
     nets = nets.assign(net=np.where(nets["planted"], "cue planted", "clean"), norm=nets["method"].str.split("/").str[1])
     plot = sns.relplot(
         nets, x="overlay_gain", y="alignment_gain", hue="norm", style="net", style_order=["cue planted", "clean"],
-        col="cue", s=70, height=3.2, aspect=1.15,
+        col="cue", s=70, alpha=0.6, height=3.2, aspect=1.15,
     )  # fmt: skip
     for axis in plot.axes.flat:
         axis.axvline(0, color="0.3", lw=0.8)
@@ -100,8 +100,8 @@ def optimisers(shards: list[Shard]) -> plt.Figure:
         height=3.2,
         aspect=1.3,
     )
-    plot.set(yscale="log", ylim=(1e-4, None), ylabel="mean gap of log p to the best optimiser")
-    plot.set_titles("{col_name}; band: training seeds")
+    plot.set(yscale="log", ylim=(1e-4, None), ylabel="mean gap of log p to the best of these")
+    plot.set_titles("scenes, l2at; {col_name}; band: training seeds")
     return plot.figure
 
 
@@ -123,7 +123,7 @@ def sparsity(methods: pd.DataFrame) -> plt.Figure:
         axis.set(title=title, xlim=(-0.03, 1.03))
     axes[0].set(yticks=range(len(shown)), yticklabels=shown.values())
     axes[0].invert_yaxis()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, bbox_to_anchor=(0.5, -0.09))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=3, bbox_to_anchor=(0.5, -0.16))
     return figure
 
 
@@ -174,6 +174,8 @@ def sparsity_confidence(rows: pd.DataFrame) -> plt.Figure:
     plot.set(xlim=(-0.02, 1.02), ylim=(0, 1))
     plot.set_titles("{col_name}: {row_name}")
     plot.set_axis_labels("own confidence in the target, mean", "mean over pairs and seeds")
+    for axis in plot.axes.flat:
+        axis.set_visible(any(line.get_xdata().size for line in axis.lines))  # digits have no mask
     return plot.figure
 
 
@@ -204,13 +206,19 @@ def verdicts(tests: pd.DataFrame) -> plt.Figure:
     axis.set(yticks=y, yticklabels=labels, ylim=(len(shown) - 0.4, -0.6), xlim=(-1.15, 1.15), xticks=[0])
     axis.tick_params(axis="y", labelsize=7)
     for row, test in shown.iterrows():
+        clear = not test["low"] <= test["line"] <= test["high"] and test["kind"] != "parity"
+        mark = " *" if test["verdict"] == "inconclusive" and clear else ""
         axis.annotate(
-            f"{test['mean']:.3g} [{test['low']:.3g}, {test['high']:.3g}], n = {test['n']}",
+            f"{test['mean']:.3g} [{test['low']:.3g}, {test['high']:.3g}], n = {test['n']}{mark}",
             (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=7,
         )  # fmt: skip
     axis.grid(axis="x", visible=False)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    axis.set_xlabel("mean and 95 % interval, each row on its own scale; | marks a bound or margin", fontsize=8)
+    axis.set_xlabel(
+        "mean and 95 % interval, each row on its own scale; | marks a bound or margin; * the training seeds disagree;\n"
+        "tests of a maximum (C1, the false alarms of C10) are in tests.csv",
+        fontsize=8,
+    )
     return figure
 
 

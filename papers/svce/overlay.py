@@ -135,9 +135,15 @@ def overlay_test(classifier: nn.Module, recipe: dict, data: Path) -> tuple[pd.Da
     versions = {"plain": (("none", "none", 0.0), images)}
     for kind, mask in masks(images.shape[-1]).items():
         versions[kind] = (("white", kind, strongest), watermark(images, mask, COLOURS["white"], strongest))
+    labels_of = {"plain": "plain"} | {kind: f"white {kind}, α = {strongest:g}" for kind in versions if kind != "plain"}
     for kind, (key, shown) in versions.items():
         for line, image, answer in zip(lines, shown, seen[key], strict=False):
-            line.append((picture(image), f"{kind}: {classifier.class_names[int(answer.argmax())]} {answer.max():.2f}"))
+            line.append(
+                (
+                    picture(image),
+                    f"{labels_of[kind]}: {classifier.class_names[int(answer.argmax())]} {answer.max():.2f}",
+                )
+            )
     names = [classifier.class_names[int(label)] for label in labels[:SHOWN]]
     facts = {"text": TEXT, "block": BLOCK, "alpha": strongest, **recipe}
     provenance = {"figure": "overlay", "recipe": facts, "inputs": {path.name: sha256(path) for path in paths}}
