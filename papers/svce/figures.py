@@ -42,9 +42,8 @@ def realism(table: pd.DataFrame) -> plt.Figure:
             for method, style_ in (("real", "--"), ("identity", ":")):
                 control = shown[(shown["world"] == world) & (shown["starts"] == starts) & (shown["method"] == method)]
                 axis.axvline(control["kid"].mean(), color="0.3", lw=1, ls=style_)
-            axis.set(
-                title=f"{world}, {'from real images (ID)' if starts == 'ID' else 'from images without object (OD)'}"
-            )
+            empty = "scrambled digits" if world == "mnist" else "images without object"
+            axis.set(title=f"{world}, from {'real images' if starts == 'ID' else empty} ({starts})")
             axis.set(ylim=(len(keys) - 0.5, -0.5))
             axis.margins(x=0.12)
         line[0].set(yticks=range(len(keys)), yticklabels=[f"{kind}: {NAMES.get(m, m)}" for kind, m in keys])
