@@ -165,7 +165,6 @@ def edited_modules(doors: Doors) -> None:
             "svce_verdict_figures",
             "svce_grids",
             "svce_photos",
-            "svce_overlay",
         },
         "papers/svce/exactness.py": {"svce_exactness", "svce_verdicts", "svce_verdict_figures"},
         "common/verdicts.py": {"svce_verdicts", "svce_verdict_figures"},
