@@ -35,8 +35,8 @@ localrules:
 rule all:
     default_target: True
     input:
-        expand(f"{RESULTS}/{{paper}}/claims.json", paper=PAPERS),
-        lambda _: [figure for paper in PAPERS for figure in FIGURES_OF[paper]],
+        lambda _: [file for paper in PAPERS for file in RESULTS_OF[paper]],
+        lambda _: [file for paper in PAPERS for file in FIGURES_OF[paper]],
 
 
 rule data:
@@ -44,7 +44,7 @@ rule data:
         [str(pointer.with_suffix("")) for pointer in Path("data").glob("*.dvc")],
 
 
-FIGURES_OF = {}
+RESULTS_OF, FIGURES_OF = {}, {}
 
 
 include: "common/rules.smk"

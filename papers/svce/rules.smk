@@ -19,17 +19,18 @@ SVCE_GRIDS = ["grid", "grid-plain", "grid-mnist", "grid-density", "grid-cues"]
 SVCE_FIGURES = ["optimisers", "sparsity-confidence", "radius", "realism", "discovery"]
 SVCE_VERDICT_FIGURES = ["sparsity", "verdicts"]
 FIGURES_OF["svce"] = [
-    *(
-        f"{FIGURES}/svce/{name}.png"
-        for name in [
-            *SVCE_GRIDS,
-            *SVCE_FIGURES,
-            *SVCE_VERDICT_FIGURES,
-            "photos",
-            "overlay",
-        ]
-    ),
-    f"{RESULTS}/svce/rating/sheet.html",
+    f"{FIGURES}/svce/{name}.png"
+    for name in [
+        *SVCE_GRIDS,
+        *SVCE_FIGURES,
+        *SVCE_VERDICT_FIGURES,
+        "photos",
+        "overlay",
+    ]
+]
+RESULTS_OF["svce"] = [
+    f"{RESULTS}/svce/{name}"
+    for name in ["claims.json", "tables/overlay.csv", "rating/sheet.html"]
 ]
 
 
@@ -46,10 +47,8 @@ def svce_shards(entries, seeds="{seed}"):
 def svce_diffusion(group):
     """The diffusion model, where a method of the group needs it."""
     used = {cell["optimiser"] for entry in group for cell in entry["cells"]}
-    return [
-        f"{WORK}/common/generators/scenes-diffusion.safetensors"
-        for _ in used & {"pvce", "blended"}
-    ][:1]
+    needed = used & {"pvce", "blended"}
+    return [f"{WORK}/common/generators/scenes-diffusion.safetensors"] if needed else []
 
 
 def svce_started(*starts):
@@ -420,6 +419,4 @@ rule svce_photos:
 
 rule svce_results:
     input:
-        f"{RESULTS}/svce/claims.json",
-        f"{RESULTS}/svce/tables/overlay.csv",
-        f"{RESULTS}/svce/rating/sheet.html",
+        RESULTS_OF["svce"],
