@@ -1,22 +1,20 @@
-"""Explained batches on disk: one safetensors file per shard, one entry per method, samples shared by all.
+"""Explained batches on disk: a safetensors file of one shard or more, one entry per method, samples shared by all.
 
 A shard is one world, one classifier and one training seed. The file holds only what is deterministic; what it cost
 stands beside it in `<shard>.cost.json`.
 """
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from common.errors import VceError
 from common.explain import STATUSES, CounterfactualBatch
-from common.files import write_atomic
+from common.tensors import not_a, read_tensors, write_tensors
+
+HEADER = ("world", "starts", "classifier", "seed", "ids", "accuracy")  # the fields of a shard that are no tensors
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Shard:
     `starts` names the rule by which images and targets were chosen. `accuracy` is the classifier's on all images of the
     pairs split;
     `source_prediction` N is what the classifier sees in x, `interventions` what it sees under do(factor), by factor;
-    `traces` holds N×S×(steps + 1) running objectives of the methods that were asked for them.
+    `traces` holds N×S×… what a method recorded on its way: running objectives, path lengths.
     """
 
     world: str
@@ -44,54 +42,58 @@ class Shard:
 
 
 def write_shard(shard: Shard, path: Path) -> None:
-    """Write a shard atomically."""
-    tensors = {name: getattr(shard, name).contiguous() for name in ("source", "target", "source_prediction")}
-    for method, batch in shard.batches.items():
-        for item in fields(batch):
-            value = getattr(batch, item.name)
-            if isinstance(value, Tensor):
-                tensors[f"{method}|{item.name}"] = value.clone()
-        codes = np.vectorize(STATUSES.index)(batch.status)
-        tensors[f"{method}|status"] = torch.from_numpy(codes)
-    tensors |= {f"do|{factor}": prediction for factor, prediction in shard.interventions.items()}
-    tensors |= {f"{method}|trace": trace.contiguous() for method, trace in shard.traces.items()}
-    header = {
-        "world": shard.world,
-        "starts": shard.starts,
-        "classifier": shard.classifier,
-        "seed": shard.seed,
-        "ids": shard.ids,
-        "accuracy": shard.accuracy,
-        "strengths": {method: batch.strengths for method, batch in shard.batches.items()},
-    }
-    write_atomic(path, save(tensors, metadata={"shard": json.dumps(header, sort_keys=True)}))
+    """Write one shard atomically."""
+    write_shards([shard], path)
+
+
+def write_shards(shards: list[Shard], path: Path) -> None:
+    """Write several shards as one file, atomically."""
+    tensors, headers = {}, []
+    for number, shard in enumerate(shards):
+        mine = {name: getattr(shard, name) for name in ("source", "target", "source_prediction")}
+        for method, batch in shard.batches.items():
+            for item in fields(batch):
+                value = getattr(batch, item.name)
+                if isinstance(value, Tensor):
+                    mine[f"{method}|{item.name}"] = value
+            codes = np.vectorize(STATUSES.index)(batch.status)
+            mine[f"{method}|status"] = torch.from_numpy(codes)
+        mine |= {f"do|{factor}": prediction for factor, prediction in shard.interventions.items()}
+        mine |= {f"{method}|trace": trace for method, trace in shard.traces.items()}
+        tensors |= {f"{number}|{key}": value for key, value in mine.items()}
+        strengths = {method: batch.strengths for method, batch in shard.batches.items()}
+        headers.append({name: getattr(shard, name) for name in HEADER} | {"strengths": strengths})
+    write_tensors(path, "shard", tensors, {"shards": headers})
 
 
 def read_shard(path: Path) -> Shard:
-    """Read a shard. Raises VceError when the file is damaged."""
+    """The only shard in a file. Raises VceError when it is damaged."""
+    (shard,) = read_shards(path)
+    return shard
+
+
+def read_shards(path: Path) -> list[Shard]:
+    """All shards in a file. Raises VceError when it is damaged."""
+    header, tensors = read_tensors(path, "shard")
+    shards: list[dict] = [{} for _ in header.get("shards", ())]
     try:
-        with safe_open(path, framework="pt") as handle:
-            header = json.loads(handle.metadata()["shard"])
-            absent = {"world", "starts", "classifier", "seed", "ids", "accuracy", "strengths"} - set(header)
-            if absent:
-                raise KeyError(f"no {', '.join(sorted(absent))}")
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise VceError(
-            f"{path}: not a shard of explained batches ({error}); delete it and run the same command again"
-        ) from error
+        for key, value in tensors.items():
+            number, _, name = key.partition("|")
+            shards[int(number)][name] = value
+        return [_shard(facts, found) for facts, found in zip(header["shards"], shards, strict=True)]
+    except (KeyError, IndexError, ValueError) as error:
+        raise not_a("shard", path, f"it lacks {error}") from error
+
+
+def _shard(header: dict, tensors: dict[str, Tensor]) -> Shard:
     batches = {}
     for method, strengths in header["strengths"].items():
         values = {item.name: tensors.get(f"{method}|{item.name}") for item in fields(CounterfactualBatch)}
-        values["status"] = np.array(STATUSES)[values["status"].numpy()]
+        values["status"] = np.array(STATUSES)[tensors[f"{method}|status"].numpy()]
         batches[method] = CounterfactualBatch(**{**values, "strengths": tuple(strengths)})
     return Shard(
-        world=header["world"],
-        starts=header["starts"],
-        classifier=header["classifier"],
-        seed=header["seed"],
+        **{name: header[name] for name in HEADER if name != "ids"},
         ids=tuple(header["ids"]),
-        accuracy=header["accuracy"],
         source=tensors["source"],
         target=tensors["target"],
         source_prediction=tensors["source_prediction"],

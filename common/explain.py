@@ -63,7 +63,8 @@ class CounterfactualBatch:
 
     images N×S×C×H×W in [0, 1]; log_confidence N×S, log p_f(target); distance N×S, mean |x' − x| over all colour values;
     status N×S names from `STATUSES`; steps, forward and backward N×S counts (forward + backward passes are the NFE);
-    saliency N×H×W and latent_shift N×S×latent where a method has them.
+    saliency N×H×W and latent_shift N×S×latent where a method has them; reference N×C×H×W is the picture that the
+    method's own change starts from where that is not the original: its reconstruction.
     """
 
     images: Tensor
@@ -76,6 +77,7 @@ class CounterfactualBatch:
     backward: Tensor
     saliency: Tensor | None = None
     latent_shift: Tensor | None = None
+    reference: Tensor | None = None
 
     @property
     def confidence(self) -> Tensor:
@@ -99,7 +101,7 @@ class CounterfactualBatch:
             value = getattr(self, item.name)
             if (
                 isinstance(value, Tensor | np.ndarray)
-                and item.name not in ("images", "saliency")
+                and item.name not in ("images", "saliency", "reference")
                 and value.shape[:2] != (n, s)
             ):
                 raise VceError(f"{item.name}: expected shape ({n}, {s}, ...), got {tuple(value.shape)}")

@@ -1,17 +1,12 @@
 """Classifiers as files: safetensors whose metadata say how to build them again. Nothing is unpickled."""
 
-import json
 from pathlib import Path
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from common.classifiers.architectures import ARCHITECTURES
 from common.classifiers.base import Classifier
 from common.classifiers.kernel_machine import KernelMachine
 from common.errors import VceError
-from common.files import write_atomic
+from common.tensors import not_a, read_tensors, write_tensors
 
 BUILDERS = {**ARCHITECTURES, "kernel_machine": KernelMachine.empty}
 
@@ -35,8 +30,7 @@ def save_checkpoint(classifier: Classifier, path: Path, *, architecture: str, fa
         "class_names": classifier.class_names,
         "facts": facts,
     }
-    state = {key: value.contiguous() for key, value in classifier.state_dict().items()}
-    write_atomic(path, save(state, metadata={"classifier": json.dumps(header, sort_keys=True)}))
+    write_tensors(path, "classifier", classifier.state_dict(), header)
 
 
 def load_checkpoint(path: Path | str) -> Classifier:
@@ -44,7 +38,7 @@ def load_checkpoint(path: Path | str) -> Classifier:
 
     Raises VceError when the file is damaged or is not one of ours.
     """
-    header, state = _read(path)
+    header, state = read_tensors(path, "classifier")
     try:
         shape, names = tuple(header["image_shape"]), tuple(header["class_names"])
         classifier = build(header["architecture"], name=header["name"], image_shape=shape, class_names=names)
@@ -53,24 +47,10 @@ def load_checkpoint(path: Path | str) -> Classifier:
         classifier.mean, classifier.std = state["mean"].clone(), state["std"].clone()
         classifier.load_state_dict(state, strict=True)
     except (KeyError, RuntimeError) as error:
-        raise VceError(
-            f"{path}: not a classifier checkpoint (its tensors are not those of its architecture); "
-            "delete it and run the same command again"
-        ) from error
+        raise not_a("classifier", path, "its tensors are not those of its architecture") from error
     return classifier.eval().requires_grad_(False)
 
 
 def checkpoint_facts(path: Path | str) -> dict:
     """The facts that `save_checkpoint` was given."""
-    return _read(path)[0]["facts"]
-
-
-def _read(path: Path | str) -> tuple[dict, dict[str, torch.Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as handle:
-            header = json.loads((handle.metadata() or {})["classifier"])
-            return header, {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise VceError(
-            f"{path}: not a classifier checkpoint ({error}); delete it and run the same command again"
-        ) from error
+    return read_tensors(path, "classifier")[0]["facts"]

@@ -6,7 +6,6 @@ network predicts ε at every t. The same network is a score model of x + σz in 
 y + 2σz where ᾱ/(1−ᾱ) = 1/(2σ)², and Tweedie's formula turns the denoised image into ∇log p_σ.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +13,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from common.errors import VceError
-from common.files import write_atomic
+from common.tensors import not_a, read_tensors, write_tensors
 
 TIMESTEPS = 1000
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5)  # the noise levels of the held-out facts, in image units
@@ -191,9 +188,7 @@ def denoising_errors(model: ScoreModel, images: Tensor, mean: Tensor, seed: int 
 def save_diffusion(model: ScoreModel, path: Path, facts: dict) -> None:
     """Write a trained model atomically; `facts` (recipe, held-out errors) are kept as JSON metadata."""
     channels = model.network.body.config.block_out_channels
-    header = {"channels": channels, "facts": facts}
-    state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    write_atomic(path, save(state, metadata={"diffusion": json.dumps(header, sort_keys=True)}))
+    write_tensors(path, "diffusion", model.state_dict(), {"channels": channels, "facts": facts})
 
 
 def load_diffusion(path: Path | str) -> ScoreModel:
@@ -201,29 +196,10 @@ def load_diffusion(path: Path | str) -> ScoreModel:
 
     Raises VceError when the file is damaged or is not one of ours.
     """
-    header, state = _read(path)
+    header, state = read_tensors(path, "diffusion")
     try:
         model = build(state["mean"], state["std"], tuple(header["channels"]))
         model.load_state_dict(state, strict=True)
     except (KeyError, IndexError, TypeError, RuntimeError) as error:
-        raise VceError(
-            f"{path}: not a diffusion checkpoint (its tensors are not those of its network); "
-            "delete it and run the same command again"
-        ) from error
+        raise not_a("diffusion", path, "its tensors are not those of its network") from error
     return model.eval().requires_grad_(False)
-
-
-def diffusion_facts(path: Path | str) -> dict:
-    """The facts that `save_diffusion` was given."""
-    return _read(path)[0]["facts"]
-
-
-def _read(path: Path | str) -> tuple[dict, dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as handle:
-            header = json.loads((handle.metadata() or {})["diffusion"])
-            return header, {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise VceError(
-            f"{path}: not a diffusion checkpoint ({error}); delete it and run the same command again"
-        ) from error

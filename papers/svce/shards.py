@@ -31,8 +31,6 @@ from common.progress import Progress
 from papers.svce.density import blended_diffusion, pvce
 from papers.svce.explain import explain, explain_minimal
 
-ALPHAS = tuple(j / 8 for j in range(1, 9))
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -101,34 +99,6 @@ class Starts:
         if self.target == "drawn":
             return images, torch.tensor(table.set_index("id").loc[list(images.ids), "target"].to_numpy())
         return images, torch.full((len(images.ids),), self.target)
-
-
-def explain_anchors(
-    pairs: datasets.Images,
-    target: Tensor,
-    reference: datasets.Images,
-    world: str,
-    classifier: nn.Module,
-    rng: Streams,
-    radii: list[float],
-) -> dict[str, CounterfactualBatch]:
-    """The trivial anchors on the same samples; the twin where the world is rendered."""
-    x, source = pairs.images, pairs.labels
-    mean_shift = anchors.class_mean_difference(x, source, target, reference.images, reference.labels)
-    nearest = anchors.nearest_real(x, target, reference.images, reference.labels)
-    paths = {
-        "identity": (anchors.identity(x, (0.0,)), (0.0,)),
-        "random": (anchors.random_direction(x, radii, rng), radii),
-        "class-mean": (anchors.towards(x, mean_shift, ALPHAS), ALPHAS),
-        "nearest-real": (anchors.towards(x, nearest, ALPHAS), ALPHAS),
-    }
-    if datasets.world(world).rendered:
-        twin = datasets.twins(world, pairs.ids)[torch.arange(len(x)), target]
-        paths["twin"] = (anchors.towards(x, twin, ALPHAS), ALPHAS)
-    return {
-        name: finish(x, images, target, classifier=classifier, strengths=strengths)
-        for name, (images, strengths) in paths.items()
-    }
 
 
 def thresholded(
@@ -213,7 +183,7 @@ def explain_shard(
     if recipe.get("random_radii"):
         reference = datasets.load(world, table, "systems", data)
         rng = Streams(seed, pairs.ids, tuple(target.tolist()))
-        batches |= explain_anchors(pairs, target, reference, world, classifier, rng, recipe["random_radii"])
+        batches |= anchors.explain_anchors(pairs, target, reference, world, classifier, rng, recipe["random_radii"])
     everyone = datasets.load(world, table, "pairs", data)
     with torch.no_grad():
         prediction = classifier(pairs.images).argmax(1)

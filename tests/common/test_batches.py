@@ -1,14 +1,16 @@
 """A shard on disk: bit-identical there and back, and refused when damaged."""
 
+import re
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
-from common.batches import Shard, read_shard, write_shard
+from common.batches import Shard, read_shard, read_shards, write_shard, write_shards
 from common.errors import VceError
 from common.explain import CounterfactualBatch
+from common.tensors import read_tensors, write_tensors
 
 N = 3
 
@@ -96,5 +98,51 @@ def test_damaged_files_are_refused(shard, tmp_path, damage):
         path.unlink()
     else:
         path.write_bytes({"truncated": whole[:-8], "html": b"<html>not found</html>", "empty": b""}[damage])
-    with pytest.raises(VceError, match=r"s\.safetensors"):
+    with pytest.raises(VceError, match=r"s\.safetensors: not a shard file \(.+\); delete it") as caught:
         read_shard(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["world", "starts", "classifier", "seed", "ids", "accuracy", "strengths"])
+def test_a_header_without_one_of_its_facts_is_refused(shard, tmp_path, key):
+    path = tmp_path / "s.safetensors"
+    write_shard(shard, path)
+    header, tensors = read_tensors(path, "shard")
+    del header["shards"][0][key]
+    write_tensors(path, "shard", tensors, header)
+    with pytest.raises(VceError, match=rf"s\.safetensors: not a shard file \(it lacks '{key}'\)"):
+        read_shard(path)
+
+
+@pytest.mark.parametrize("key", ["0|source", "1|target", "1|source_prediction", "1|identity|status"])
+def test_a_file_without_one_of_its_tensors_is_refused(shard, tmp_path, key):
+    path = tmp_path / "s.safetensors"
+    write_shards([shard, shard], path)
+    header, tensors = read_tensors(path, "shard")
+    del tensors[key]
+    write_tensors(path, "shard", tensors, header)
+    with pytest.raises(VceError, match=rf"s\.safetensors: not a shard file \(it lacks '{re.escape(key[2:])}'\)"):
+        read_shards(path)
+
+
+@pytest.mark.parametrize("headers", [[], ["one too few"]])
+def test_tensors_of_a_shard_without_header_are_refused(shard, tmp_path, headers):
+    path = tmp_path / "s.safetensors"
+    write_shards([shard, shard], path)
+    header, tensors = read_tensors(path, "shard")
+    write_tensors(path, "shard", tensors, {"shards": header["shards"][: len(headers)]})
+    with pytest.raises(VceError, match=r"s\.safetensors: not a shard file"):
+        read_shards(path)
+
+
+def test_shards_of_one_file_keep_their_order_and_do_not_mix(shard, tmp_path):
+    other = replace(shard, seed=5, target=shard.target + 1, interventions={}, traces={})
+    other = replace(other, batches={"identity": batch((0.0, 1.0), 9)})
+    third = replace(shard, ids=("scene-7", "scene-8", "scene-9"))
+    shards = [shard, other, *(replace(third, seed=seed) for seed in range(10))]  # numbers of two digits
+    write_shards(shards, tmp_path / "s.safetensors")
+    back = read_shards(tmp_path / "s.safetensors")
+    assert len(back) == 12
+    for one, two in zip(shards, back, strict=True):
+        for item in fields(one):
+            assert same(getattr(one, item.name), getattr(two, item.name)), item.name

@@ -55,7 +55,9 @@ def test_normalisation_and_temperature_are_part_of_the_classifier():
     assert torch.allclose(classifier(x), by_hand)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped header", "html", "empty", "missing", "foreign", "no names"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "flipped header", "html", "empty", "missing", "foreign", "no names", "no header"]
+)
 def test_damaged_files_are_one_line(tmp_path, damage):
     path = tmp_path / "c.safetensors"
     save_checkpoint(trained("strided_cnn", (1, 28, 28)), path, architecture="strided_cnn", facts={})
@@ -66,6 +68,8 @@ def test_damaged_files_are_one_line(tmp_path, damage):
         save_file({"weight": torch.zeros(2)}, path)
     elif damage == "no names":
         save_file({"weight": torch.zeros(2)}, path, metadata={"classifier": "not json"})
+    elif damage == "no header":
+        save_file({"weight": torch.zeros(2)}, path, metadata={"classifier": "null"})
     else:
         path.write_bytes(
             {
@@ -77,7 +81,8 @@ def test_damaged_files_are_one_line(tmp_path, damage):
         )
     with pytest.raises(VceError) as caught:
         load_checkpoint(path)
-    assert str(caught.value).startswith(str(path)) and "delete it" in str(caught.value)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: not a classifier file (") and "delete it" in said and "\n" not in said
 
 
 def test_tensors_of_another_network_are_refused(tmp_path):
@@ -85,7 +90,7 @@ def test_tensors_of_another_network_are_refused(tmp_path):
     header = {"architecture": "plain_cnn", "name": "n", "image_shape": (1, 28, 28), "class_names": NAMES, "facts": {}}
     save_file({"mean": torch.zeros(1, 1, 1, 1), "std": torch.ones(1, 1, 1, 1)}, path,
               metadata={"classifier": json.dumps(header)})  # fmt: skip
-    with pytest.raises(VceError, match="not a classifier checkpoint"):
+    with pytest.raises(VceError, match=r"not a classifier file \(its tensors are not those of its architecture\)"):
         load_checkpoint(path)
 
 

@@ -14,12 +14,12 @@ from common.generators.diffusion import (
     ScoreModel,
     build,
     denoising_errors,
-    diffusion_facts,
     load_diffusion,
     save_diffusion,
     train_diffusion,
 )
 from common.generators.train import parse_recipe, train_score_model
+from common.tensors import read_tensors
 
 SHAPE, MU, S = (3, 8, 8), 0.6, 0.2  # data: x0 ~ N(MU, S²) per colour value, in image units
 
@@ -139,7 +139,8 @@ def test_round_trip_gives_the_same_bits(tmp_path):
     back = load_diffusion(path)
     x = draw(3, 1, 8, 8)
     assert torch.equal(back.score(x, 0.1), model.score(x, 0.1))
-    assert back.image_shape == (1, 8, 8) and not back.training and diffusion_facts(path) == {"seed": 3}
+    assert back.image_shape == (1, 8, 8) and not back.training
+    assert read_tensors(path, "diffusion")[0] == {"channels": [8, 16], "facts": {"seed": 3}}
     assert not any(parameter.requires_grad for parameter in back.parameters())
     save_diffusion(back, tmp_path / "again.safetensors", {"seed": 3})
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
@@ -162,16 +163,17 @@ def test_damaged_files_are_one_line(tmp_path, damage):
         path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"<html>404</html>")
     with pytest.raises(VceError) as caught:
         load_diffusion(path)
-    assert str(caught.value).startswith(str(path)) and "delete it" in str(caught.value)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: not a diffusion file (") and "delete it" in said and "\n" not in said
 
 
 def test_the_job_writes_a_model_with_its_held_out_errors(tmp_path):
     sizes = {"systems": 20, "calibration": 10, "oracles": 5, "tuning": 5, "pairs": 5}
     table, out = datasets.draw_splits("scenes", sizes, 0, Path()), tmp_path / "d.safetensors"
-    train_score_model("scenes", table, Path(), parse_recipe({"epochs": 1, "channels": [8, 16]}), 0, out)
-    facts = diffusion_facts(out)
+    train_score_model("scenes", table, Path(), parse_recipe(Recipe, {"epochs": 1, "channels": [8, 16]}), 0, out)
+    facts = read_tensors(out, "diffusion")[0]["facts"]
     assert facts["recipe"]["channels"] == [8, 16] and facts["seed"] == 0
     assert set(facts["denoising_errors"]["0.1"]) == {"model", "mean", "noisy"}
     assert load_diffusion(out).image_shape == (3, 32, 32)
     with pytest.raises(VceError, match="fix it in config/"):
-        parse_recipe({"epochs": 1, "depth": 3})
+        parse_recipe(Recipe, {"epochs": 1, "depth": 3})
