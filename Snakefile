@@ -22,7 +22,7 @@ except VceError as error:
 WORK, RESULTS, FIGURES, LOGS = (
     f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs")
 )
-PAPERS = ["svce"]
+PAPERS = ["svce", "clarity"]
 
 
 localrules:
@@ -30,6 +30,7 @@ localrules:
     data,
     fetch,
     svce_results,
+    clarity_results,
 
 
 rule all:
@@ -49,6 +50,7 @@ RESULTS_OF, FIGURES_OF = {}, {}
 
 include: "common/rules.smk"
 include: "papers/svce/rules.smk"
+include: "papers/clarity/rules.smk"
 
 
 onsuccess:

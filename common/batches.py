@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import VceError
 from common.explain import STATUSES, CounterfactualBatch
 from common.tensors import not_a, read_tensors, write_tensors
 
@@ -67,9 +68,11 @@ def write_shards(shards: list[Shard], path: Path) -> None:
 
 
 def read_shard(path: Path) -> Shard:
-    """The only shard in a file. Raises VceError when it is damaged."""
-    (shard,) = read_shards(path)
-    return shard
+    """The only shard in a file. Raises VceError when it is damaged or holds several."""
+    shards = read_shards(path)
+    if len(shards) != 1:
+        raise VceError(f"{path}: holds {len(shards)} shards where one is expected; read it with read_shards")
+    return shards[0]
 
 
 def read_shards(path: Path) -> list[Shard]:

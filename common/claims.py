@@ -194,7 +194,7 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
         directions = [_direction(test, mean) for mean in estimate.by_seed]
     else:
         estimate = paired_bootstrap(_values(test, rows, test.metric, test.at))
-        directions = [_direction(test, mean) for mean in _specifications(test, rows)]
+        directions = [_direction(test, mean) for mean in _specifications(test, rows) if np.isfinite(mean)]
     if test.kind in ("share_below", "rises"):
         # a share near 0 has a bootstrap interval of width 0; Wilson's, with images as trials, has not
         low, high = wilson(estimate.mean * estimate.n, estimate.n)

@@ -41,8 +41,8 @@ def _metrics(
     x, images = originals.images, batch.images[:, j]
     delta = images - x
     votes = panel.predictions(images, twins)
-    agree = torch.stack([vote == target for vote in votes.values()]).float().mean(0)
     missing = torch.full((len(x),), torch.nan)
+    agree = torch.stack([vote == target for vote in votes.values()]).float().mean(0) if votes else missing
     twin = None if twins is None else twins[torch.arange(len(x)), target]
     found = {
         "confidence": batch.confidence[:, j],
@@ -56,7 +56,7 @@ def _metrics(
         "pixel_share": perturbation.pixel_share(delta),
         "on_mask": missing if originals.masks is None else perturbation.on_mask(delta, originals.masks),
         "mask_area": missing if originals.masks is None else originals.masks.flatten(1).mean(1),
-        "oracle_valid": majority(votes, target).float(),
+        "oracle_valid": majority(votes, target).float() if votes else missing,
         "oracle_share": agree,
         **{f"oracle_{judge}": (votes[judge] == target).float() if judge in votes else missing for judge in JUDGES},
         "twin_error": missing if twin is None else ground_truth.twin_error(images, x, twin),

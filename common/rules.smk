@@ -1,4 +1,4 @@
-# What more than one paper needs: data files, split tables, classifiers, oracle panels, diffusion models.
+# What more than one paper needs: data files, split tables, classifiers, oracle panels, generators, class autoencoders.
 
 
 wildcard_constraints:
@@ -9,6 +9,7 @@ wildcard_constraints:
 SPLITS = f"{WORK}/common/splits"
 CLASSIFIERS = f"{WORK}/common/classifiers"
 ORACLES = f"{WORK}/common/oracles"
+GENERATORS = f"{WORK}/common/generators"
 JUDGES = ["augmented", "svm", "l2at", "features"]
 
 
@@ -114,13 +115,66 @@ rule diffusion:
     input:
         splits=f"{SPLITS}/{{world}}.parquet",
     output:
-        f"{WORK}/common/generators/{{world}}-diffusion.safetensors",
+        f"{GENERATORS}/{{world}}-diffusion.safetensors",
     log:
         f"{LOGS}/common/generators/{{world}}-diffusion.log",
     priority: 2
     params:
         src=digest("common.generators.train"),
-        recipe=lambda wildcards: json.dumps(config["diffusion"][wildcards.world]),
+        recipes=lambda wildcards: json.dumps(
+            {wildcards.world: config["diffusion"][wildcards.world]}
+        ),
+        splits=SPLITS,
+        folder=GENERATORS,
     shell:
-        "python -m common.generators.train diffusion --world {wildcards.world} --splits {input.splits}"
-        " --recipe {params.recipe:q} --seed 0 --out {output} 2> >(tee {log} >&2)"
+        "python -m common.generators.train diffusion --splits {params.splits} --recipes {params.recipes:q}"
+        " --out {params.folder} 2> >(tee {log} >&2)"
+
+
+for job in config["vae_jobs"]:
+    name = "_".join(job)
+
+    rule:
+        name:
+            f"vae_{name.replace('-', '_')}"
+        input:
+            splits=sorted(
+                {f"{SPLITS}/{config['vae'][vae]['world']}.parquet" for vae in job}
+            ),
+            data=sorted(
+                {file for vae in job for file in data_of(config["vae"][vae]["world"])}
+            ),
+        output:
+            [
+                f"{GENERATORS}/{vae}-{seed}.safetensors"
+                for vae in job
+                for seed in config["vae"][vae]["seeds"]
+            ],
+        log:
+            f"{LOGS}/common/generators/{name}.log",
+        priority: 5 if job == config["vae_jobs"][0] else 4
+        params:
+            src=digest("common.generators.train"),
+            recipes=json.dumps({vae: config["vae"][vae] for vae in job}),
+            splits=SPLITS,
+            folder=GENERATORS,
+        shell:
+            "python -m common.generators.train vae --splits {params.splits} --recipes {params.recipes:q}"
+            " --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule class_autoencoders:
+    input:
+        splits=f"{SPLITS}/{{world}}.parquet",
+        data=lambda wildcards: data_of(wildcards.world),
+    output:
+        f"{WORK}/common/autoencoders/{{world}}.safetensors",
+    log:
+        f"{LOGS}/common/autoencoders-{{world}}.log",
+    priority: 2
+    params:
+        src=digest("common.metrics.im1"),
+        recipe=lambda wildcards: json.dumps(config["autoencoders"][wildcards.world]),
+    shell:
+        "python -m common.metrics.im1 --world {wildcards.world} --splits {input.splits} --recipe {params.recipe:q}"
+        " --out {output} 2> >(tee {log} >&2)"

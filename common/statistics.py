@@ -48,9 +48,10 @@ def _resamples(n: int, replicates: int, key: int) -> np.ndarray:
 def half_sample_interval(estimates: np.ndarray) -> tuple[float, float]:
     """95 % interval of estimates[0], made of everything: the quantiles of the same estimate on half-samples, the rest.
 
-    A half-sample without replacement scatters about the full estimate as the full estimate does about the truth.
+    A half-sample without replacement scatters about the full estimate as the full estimate does about the truth. Halves
+    on which the estimate does not exist (NaN) are left out.
     """
-    low, high = np.quantile(estimates[1:], [0.025, 0.975])
+    low, high = np.nanquantile(estimates[1:], [0.025, 0.975])
     return float(low), float(high)
 
 

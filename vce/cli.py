@@ -25,12 +25,20 @@ def explain(
     out: Annotated[Path, typer.Option(help="Folder for the results, one folder per image.")],
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "svce",
     classifier: Annotated[
-        str,
-        typer.Option(help="A name from 'vce classifiers', a checkpoint FILE.safetensors, or package.module:build."),
-    ] = "imagenet/efficientnet-lite0",
+        str | None,
+        typer.Option(
+            help="A name from 'vce classifiers', a checkpoint FILE.safetensors, or package.module:build; by default"
+            " imagenet/efficientnet-lite0. clarity explains its own: clarity/mnist, clarity/scenes or a systems FILE."
+        ),
+    ] = None,
     radius: Annotated[
         list[float] | None,
-        typer.Option(help="Strength of the change; up to 8 values. svce: l1.5 radius, by default 50 75 100 at 224 px."),
+        typer.Option(
+            "--radius",
+            "--strength",
+            help="Strength of the change; up to 8 values. svce: l1.5 radius, by default 50 75 100 at 224 px. clarity:"
+            " own confidence to reach, by default .5 .9 .99.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random streams.")] = 0,
     batch_size: Annotated[
@@ -41,18 +49,19 @@ def explain(
 
     Example: vce explain --image cat.png --target "Egyptian cat" --out out
 
+    Example: vce explain --method clarity --image digit.png --target 3 --out out
+
     Look at out/cat/overview.png first; its pictures and numbers lie beside it.
 
     An unreadable image gets a record that says why, the others are explained, and the exit code is 1.
     """
     found = find_method(method)
-    from common.classifiers.pretrained import load_classifier
     from common.progress import Progress
     from vce.explain import Request, check_strengths, explain_files, find_class, find_images
 
     strengths = check_strengths(radius) if radius else None
     paths = find_images(image)
-    model = load_classifier(classifier)
+    model = found.load_classifier(classifier)
     strengths = strengths or found.strengths(model.image_shape)
     request = Request(method, found.load(), model, find_class(model, target), strengths, seed, batch_size)
     with Progress(method, total=len(paths), unit="images") as progress:

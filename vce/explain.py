@@ -191,7 +191,8 @@ def _write_result(
     """Write one image's folder and return its record; `seconds` of the batch are shared out by passes (NFE)."""
     label = METHODS[request.method].label
     paths = answer.images[sample]
-    change = (paths - image).abs().sum(1)
+    reference = None if answer.reference is None else answer.reference[sample]
+    change = (paths - (image if reference is None else reference)).abs().sum(1)
     chosen = next((s for s, status in enumerate(answer.status[sample]) if status == "ok"), len(paths) - 1)
     nfe = answer.forward + answer.backward
     rows = []
@@ -221,7 +222,9 @@ def _write_result(
         save_image(paths[chosen], temporary / "counterfactual.png")
         draw_difference(change[chosen], temporary / "difference.png")
         first = f"original: {source['name']} {_percent(source['confidence'])}"
-        draw_overview(image, paths, change, (first, titles), temporary / "overview.png")
+        if reference is not None:
+            save_image(reference, temporary / "reconstruction.png")
+        draw_overview(image, reference, paths, change, (first, titles), temporary / "overview.png")
         _write_record(temporary, record)
     return record
 

@@ -5,22 +5,38 @@ import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from common.errors import VceError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Method:
-    """`path`: import path of its `explain`; `strengths`: from image shape C×H×W to defaults; `label`: their symbol."""
+    """`path`: import path of its `explain`; `strengths`: from image shape C×H×W to defaults; `label`: their symbol;
+    `classifier`: the one that is explained by default; `loader`: import path of what loads classifiers by name.
+    """
 
     path: str
     strengths: Callable[[tuple[int, int, int]], tuple[float, ...]]
     label: str
+    classifier: str = "imagenet/efficientnet-lite0"
+    loader: str = "common.classifiers.pretrained:load_classifier"
 
     def load(self) -> Callable:
         """The contract function of `common.explain.Explainer`."""
-        module, _, name = self.path.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return _imported(self.path)
+
+    def load_classifier(self, name: str | None) -> "torch.nn.Module":
+        """The classifier called `name`, the default one for None."""
+        return _imported(self.loader)(name or self.classifier)
+
+
+def _imported(path: str) -> Callable:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def svce_radii(shape: tuple[int, int, int]) -> tuple[float, ...]:
@@ -29,8 +45,16 @@ def svce_radii(shape: tuple[int, int, int]) -> tuple[float, ...]:
     return tuple(float(f"{radius * scale:.3g}") for radius in (50, 75, 100))
 
 
+def confidences(shape: tuple[int, int, int]) -> tuple[float, ...]:
+    """Own confidences at which a search stops."""
+    return (0.5, 0.9, 0.99)
+
+
 METHODS = {
     "svce": Method("papers.svce.explain:explain", svce_radii, "eps"),
+    "clarity": Method(
+        "papers.clarity.explain:explain", confidences, "tau", "clarity/mnist", "papers.clarity.systems:load_shipped"
+    ),
 }
 
 

@@ -20,17 +20,26 @@ def draw_difference(change: Tensor, path: Path) -> None:
 
 
 def draw_overview(
-    original: Tensor, counterfactuals: Tensor, change: Tensor, titles: tuple[str, list[str]], path: Path
+    original: Tensor,
+    reference: Tensor | None,
+    counterfactuals: Tensor,
+    change: Tensor,
+    titles: tuple[str, list[str]],
+    path: Path,
 ) -> None:
     """Write the original C×H×W beside its S counterfactuals S×C×H×W, the maps `change` S×H×W below, as a PNG.
 
-    `titles` holds the title of the original and one per counterfactual; the maps share one colour scale.
+    `titles` holds the title of the original and one per counterfactual; the maps share one colour scale. `reference`,
+    where there is one, is the reconstruction that the maps start from, drawn below the original.
     """
     count = len(counterfactuals)
     figure = Figure(figsize=(2.9 * (count + 1), 6.2), layout="constrained")
     grid = figure.subplots(2, count + 1, squeeze=False)
     _picture(grid[0, 0], original, titles[0])
-    grid[1, 0].axis("off")
+    if reference is None:
+        grid[1, 0].axis("off")
+    else:
+        _picture(grid[1, 0], reference, "its reconstruction, from which the maps start")
     for column in range(count):
         _picture(grid[0, column + 1], counterfactuals[column], titles[1][column])
         drawn = _map(grid[1, column + 1], change[column], float(change.max()), MAP_TITLE, bar=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from common.data.registry import ROOT
 from common.errors import VceError
 from common.scales import load_scale
+from papers.clarity.names import cell_of, system_names
 
 JOB_GIB = 0.9  # resident memory of a small-image job, most of it the libraries (measured)
 PHOTO_GIB = 2.1  # EfficientNet-Lite0 at 224 px, 12 images in a batch (measured)
@@ -18,6 +19,18 @@ ROUNDS = 7  # of `papers.svce.explain.explain_minimal`, at most
 DENSITY_PASSES = {"pvce": 500, "blended": 220}  # per image and strength (measured: 125 and 55 ms)
 UNET_PASS_SECONDS = 0.0035  # training pass of the diffusion model per image, one core (measured)
 PHOTO_PASS_SECONDS = 0.055  # forward + backward of EfficientNet-Lite0 per image, one core (measured)
+VAE_PASS_SECONDS = 0.0002  # training pass of a VAE per image, one core (measured, MLP and convolutions together)
+MEMBER_PASS_SECONDS = 0.00012  # pass of one ensemble member, through the decoder where it reads pixels (measured)
+AUTOENCODER_PASS_SECONDS = 0.0004  # training pass of a class autoencoder per image, one core (measured)
+SEARCH_STEPS = {
+    "direction": 40,
+    "search": 150,
+    "revise-plain": 500,
+    "revise-adam": 1001,
+    "latent-ascent": 800,
+    "schut": 250,
+    "pixel-ascent": 104,
+}  # of papers.clarity per image: measured means, or all there are
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,13 @@ def plan(scale: str) -> tuple[list[Target], list[str]]:
     config = load_scale(scale)
     jobs, fetched = jobs_to_run(scale)
     small = pass_seconds()
-    costs = {"svce_photos": (PHOTO_PASS_SECONDS, PHOTO_GIB), "diffusion": (UNET_PASS_SECONDS, JOB_GIB)}
+    costs = {
+        "svce_photos": (PHOTO_PASS_SECONDS, PHOTO_GIB),
+        "diffusion": (UNET_PASS_SECONDS, JOB_GIB),
+        "class_autoencoders": (AUTOENCODER_PASS_SECONDS, JOB_GIB),
+        **{rule: (VAE_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("vae_")},
+        **{rule: (MEMBER_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("clarity_")},
+    }
     targets = []
     for rule, count in sorted(jobs.items()):
         passes = passes_of(rule, config) * count
@@ -74,6 +93,8 @@ def plan(scale: str) -> tuple[list[Target], list[str]]:
 
 def passes_of(rule: str, config: dict) -> int:
     """Forward + backward passes over single images in one job of a rule, at most; 0 for jobs that make none."""
+    if rule.startswith("clarity_"):
+        return _clarity_passes(rule, config)
     svce = config["svce"]
     if rule in ("classifiers", "oracles"):
         split = "systems" if rule == "classifiers" else "oracles"
@@ -85,6 +106,16 @@ def passes_of(rule: str, config: dict) -> int:
     if rule == "diffusion":
         return sum(
             recipe["epochs"] * config["splits"][world]["systems"] for world, recipe in config["diffusion"].items()
+        )
+    if rule == "class_autoencoders":
+        return sum(
+            recipe["epochs"] * config["splits"][world]["oracles"] for world, recipe in config["autoencoders"].items()
+        )
+    if rule.startswith("vae_"):
+        (names,) = (job for job in config["vae_jobs"] if rule == rule_of("vae", job))
+        return sum(
+            len(vae["seeds"]) * vae["epochs"] * config["splits"][vae["world"]]["systems"]
+            for vae in (config["vae"][name] for name in names)
         )
     if rule.startswith("svce_explain_"):
         return sum(
@@ -102,6 +133,37 @@ def passes_of(rule: str, config: dict) -> int:
         photos = sum(len(photo["targets"]) for photo in svce["photos"]["images"])
         return photos * len(svce["photos"]["radii"]) * (svce["photos"]["iterations"] + 1)
     return 0
+
+
+def rule_of(prefix: str, job: list[str]) -> str:
+    """What the workflow calls the rule of one list of a config file's jobs."""
+    return f"{prefix}_{'_'.join(job)}".replace("-", "_")
+
+
+def _clarity_passes(rule: str, config: dict) -> int:
+    """Passes of single ensemble members over single images in one job of Clarity."""
+    clarity = config["clarity"]
+    for job in clarity["train_jobs"]:
+        if rule == rule_of("clarity_train", job):
+            return sum(
+                space["members"] * space["epochs"] * config["splits"][systems["world"]]["systems"]
+                for systems in (clarity["systems"][name] for name in job)
+                for space in systems["spaces"].values()
+            )
+    for job in clarity["jobs"]:
+        if rule == rule_of("clarity_explain", job):
+            return sum(_entry_passes(entry, clarity) for group in job for entry in clarity["groups"][group])
+    return 0
+
+
+def _entry_passes(entry: dict, clarity: dict) -> int:
+    starts, singles = clarity["starts"][entry["starts"]], clarity["systems"][entry["systems"]]["singles"]
+    passes = 0
+    for cell in entry["cells"]:
+        spaces, sizes, suffix = cell.get("spaces", []), cell.get("sizes", []), cell.get("suffix", "")
+        names = [*cell.get("names", []), *system_names(spaces, sizes, singles, suffix)]
+        passes += SEARCH_STEPS[cell["method"]] * sum(cell_of(name)[1] for name in names)
+    return passes * (starts["n"] - starts.get("first", 0))
 
 
 def _training_passes(recipe: dict, images: int) -> int:

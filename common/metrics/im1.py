@@ -9,7 +9,6 @@ AE_c is an autoencoder fitted on images of class c alone, here those of the orac
 
 import argparse
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +38,7 @@ def autoencoder() -> nn.Sequential:
             nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]  # fmt: skip
     up = [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(8, 16, 3, padding=1),
           nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(16, 1, 3, padding=1), nn.Sigmoid()]  # fmt: skip
+    nn.init.constant_(up[-2].bias, -2.0)  # most pixels are black: from grey, most units die on the way there
     return nn.Sequential(*down, *up)
 
 
@@ -63,8 +63,14 @@ class ClassAutoencoders(nn.Module):
         return self.errors(images, target) / (self.errors(images, source) + 1e-7)
 
 
-def train_autoencoders(fit: datasets.Images, n_classes: int, recipe: Recipe, progress: Progress) -> ClassAutoencoders:
-    """Fit each autoencoder to its own class: mean squared error, Adam, one-cycle rate; same bits every time."""
+def train_autoencoders(
+    fit: datasets.Images, held_out: datasets.Images, n_classes: int, recipe: Recipe, progress: Progress
+) -> ClassAutoencoders:
+    """Fit each autoencoder to its own class: mean squared error, Adam, one-cycle rate; same bits every time.
+
+    Raises VceError for one that does not reconstruct held-out images of its class better than their mean image does: a
+    dead one would make IM1 mean nothing.
+    """
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
@@ -83,8 +89,14 @@ def train_autoencoders(fit: datasets.Images, n_classes: int, recipe: Recipe, pro
                 loss.backward()
                 optimiser.step()
                 schedule.step()
-        if not math.isfinite(loss.item()):
-            raise VceError(f"the autoencoder of class {label} diverged; lower its `learning_rate` in config/")
+        held = held_out.images[held_out.labels == label]
+        with torch.no_grad():
+            error, of_mean = F.mse_loss(network(held), held), F.mse_loss(images.mean(0).expand_as(held), held)
+        if not error < of_mean:
+            raise VceError(
+                f"the autoencoder of class {label} has learned nothing: held-out error {error:.4f}, that of the mean"
+                f" image {of_mean:.4f}; raise `epochs` or lower `learning_rate` of `autoencoders` in config/"
+            )
         progress.advance()
     return networks.eval().requires_grad_(False)
 
@@ -110,9 +122,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     args = parser.parse_args()
     n_classes = len(datasets.world(args.world).class_names)
-    fit = datasets.load(args.world, pd.read_parquet(args.splits), "oracles", args.data)
+    table = pd.read_parquet(args.splits)
+    fit, held_out = (datasets.load(args.world, table, split, args.data) for split in ("oracles", "calibration"))
     with Progress(f"autoencoders {args.world}", total=n_classes, unit="classes") as progress:
-        networks = train_autoencoders(fit, n_classes, Recipe(**args.recipe), progress)
+        networks = train_autoencoders(fit, held_out, n_classes, Recipe(**args.recipe), progress)
     write_tensors(args.out, "autoencoders", networks.state_dict(), {"n_classes": n_classes, "recipe": args.recipe})
 
 

@@ -1,0 +1,345 @@
+# Clarity: train → explain → measure → verdicts → figures.
+CLARITY = config["clarity"]
+CLARITY_SYSTEMS = f"{WORK}/clarity/systems"
+CLARITY_BATCHES = f"{WORK}/clarity/batches"
+CLARITY_DIAGNOSTICS = f"{RESULTS}/clarity/diagnostics"
+CLARITY_FIGURES = [
+    "rf1-matched-distance",
+    "rf2-convergence",
+    "rf3-grid",
+    "rf3-grid-scenes",
+    "rf4-latent-map",
+    "rf5-confidence-realism",
+    "reconstructions",
+    "samples",
+    "plateau",
+    "verdicts",
+]
+CLARITY_TABLES = ["rt1-grid", "rt2-baselines", "rt3-gradients"]
+FIGURES_OF["clarity"] = [f"{FIGURES}/clarity/{name}.png" for name in CLARITY_FIGURES]
+RESULTS_OF["clarity"] = [
+    f"{RESULTS}/clarity/claims.json",
+    *[f"{RESULTS}/clarity/tables/{name}.csv" for name in CLARITY_TABLES],
+]
+
+
+def clarity_entries(job):
+    """The start sets and cells of the groups that one job explains, with what their systems know."""
+    return [
+        {
+            **entry,
+            **CLARITY["starts"][entry["starts"]],
+            "singles": CLARITY["systems"][entry["systems"]]["singles"],
+        }
+        for group in job
+        for entry in CLARITY["groups"][group]
+    ]
+
+
+def clarity_seeds(names):
+    """The training seeds that all systems of these names have."""
+    return [
+        seed
+        for seed in config["seeds"]
+        if all(seed in config["vae"][name]["seeds"] for name in names)
+    ]
+
+
+def clarity_systems(names, seed="{seed}"):
+    """The files of some systems."""
+    return [f"{CLARITY_SYSTEMS}/{name}-{seed}.safetensors" for name in names]
+
+
+CLARITY_NAMES = sorted(
+    {entry["systems"] for job in CLARITY["jobs"] for entry in clarity_entries(job)}
+)
+CLARITY_MAIN = [name for name in CLARITY_NAMES if name in config["splits"]]
+CLARITY_SHARDS = [
+    f"{CLARITY_BATCHES}/{'_'.join(job)}-{seed}.safetensors"
+    for job in CLARITY["jobs"]
+    for seed in clarity_seeds([entry["systems"] for entry in clarity_entries(job)])
+]
+CLARITY_FILES = [
+    file
+    for name in CLARITY_NAMES
+    for seed in clarity_seeds([name])
+    for file in clarity_systems([name], seed)
+]
+
+
+for job in CLARITY["train_jobs"]:
+    name = "_".join(job)
+
+    rule:
+        name:
+            f"clarity_train_{name.replace('-', '_')}"
+        input:
+            splits=sorted(
+                {
+                    f"{SPLITS}/{CLARITY['systems'][entry]['world']}.parquet"
+                    for entry in job
+                }
+            ),
+            data=sorted(
+                {
+                    file
+                    for entry in job
+                    for file in data_of(CLARITY["systems"][entry]["world"])
+                }
+            ),
+            vaes=[f"{GENERATORS}/{entry}-{{seed}}.safetensors" for entry in job],
+        output:
+            clarity_systems(job),
+        log:
+            f"{LOGS}/clarity/train/{name}-{{seed}}.log",
+        priority: 4
+        params:
+            src=digest("papers.clarity.train"),
+            entries=json.dumps({entry: CLARITY["systems"][entry] for entry in job}),
+            vaes=GENERATORS,
+            splits=SPLITS,
+            folder=CLARITY_SYSTEMS,
+        shell:
+            "python -m papers.clarity.train --entries {params.entries:q} --vaes {params.vaes} --splits {params.splits}"
+            " --seed {wildcards.seed} --out {params.folder} 2> >(tee {log} >&2)"
+
+
+for job in CLARITY["jobs"]:
+    name = "_".join(job)
+    entries = clarity_entries(job)
+
+    rule:
+        name:
+            f"clarity_explain_{name}"
+        input:
+            splits=rules.splits.output,
+            data=sorted(
+                {
+                    file
+                    for entry in entries
+                    for file in data_of(CLARITY["systems"][entry["systems"]]["world"])
+                }
+            ),
+            systems=clarity_systems(sorted({entry["systems"] for entry in entries})),
+        output:
+            f"{CLARITY_BATCHES}/{name}-{{seed}}.safetensors",
+            f"{CLARITY_BATCHES}/{name}-{{seed}}.cost.json",
+        log:
+            f"{LOGS}/clarity/explain/{name}-{{seed}}.log",
+        priority: 3
+        params:
+            src=digest("papers.clarity.shards"),
+            group=json.dumps(entries),
+            systems=CLARITY_SYSTEMS,
+            splits=SPLITS,
+        shell:
+            "python -m papers.clarity.shards --group {params.group:q} --systems {params.systems} --splits {params.splits}"
+            " --seed {wildcards.seed} --out {output[0]} 2> >(tee {log} >&2)"
+
+
+rule clarity_diagnostics:
+    input:
+        splits=rules.splits.output,
+        data=sorted({file for world in CLARITY_MAIN for file in data_of(world)}),
+        systems=[
+            file
+            for name in CLARITY_MAIN
+            for seed in config["seeds"]
+            for file in clarity_systems([name], seed)
+        ],
+    output:
+        expand(
+            f"{CLARITY_DIAGNOSTICS}/{{name}}.parquet",
+            name=[
+                "accuracy",
+                "gradients",
+                "agreement",
+                "convergence",
+                "reconstruction_gate",
+            ],
+        ),
+    log:
+        f"{LOGS}/clarity/diagnostics.log",
+    priority: 2
+    params:
+        src=digest("papers.clarity.diagnostics"),
+        sizes=json.dumps(CLARITY["diagnosed"]),
+        n=CLARITY["starts"]["pairs"]["n"],
+        splits=SPLITS,
+        folder=CLARITY_DIAGNOSTICS,
+    shell:
+        "python -m papers.clarity.diagnostics --systems {input.systems} --diagnosed {params.sizes:q} --n {params.n}"
+        " --splits {params.splits} --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule clarity_measure:
+    input:
+        shards=CLARITY_SHARDS,
+        systems=CLARITY_FILES,
+        diagnostics=rules.clarity_diagnostics.output,
+        splits=rules.splits.output,
+        data=sorted({file for world in CLARITY_MAIN for file in data_of(world)}),
+        autoencoders=[
+            f"{WORK}/common/autoencoders/{world}.safetensors"
+            for world in config["autoencoders"]
+        ],
+        oracles=expand(
+            f"{ORACLES}/{{world}}-{{judge}}.safetensors",
+            world=CLARITY_MAIN,
+            judge=JUDGES,
+        ),
+    output:
+        expand(
+            f"{RESULTS}/clarity/{{name}}.parquet",
+            name=["rows", "cells", "coverage", "factors", "plateau", "kid"],
+        ),
+        gate=f"{RESULTS}/clarity/tables/oracle_gate.csv",
+        cost=f"{WORK}/clarity/cost.parquet",
+    log:
+        f"{LOGS}/clarity/measure.log",
+    priority: 2
+    params:
+        src=digest("papers.clarity.measure"),
+        autoencoders=[
+            f"{world}={WORK}/common/autoencoders/{world}.safetensors"
+            for world in config["autoencoders"]
+        ],
+        systems=CLARITY_SYSTEMS,
+        diagnostics=CLARITY_DIAGNOSTICS,
+        splits=SPLITS,
+        oracles=ORACLES,
+        level=config["match_at"],
+        changes=json.dumps(CLARITY["changes"]),
+        folder=f"{RESULTS}/clarity",
+    shell:
+        "python -m papers.clarity.measure --shards {input.shards} --systems {params.systems}"
+        " --diagnostics {params.diagnostics} --autoencoders {params.autoencoders} --splits {params.splits}"
+        " --oracles {params.oracles} --level {params.level} --changes {params.changes:q} --out {params.folder}"
+        " --cost {output.cost}"
+        " 2> >(tee {log} >&2)"
+
+
+rule clarity_verdicts:
+    input:
+        rules.clarity_measure.output,
+        rules.clarity_diagnostics.output,
+        claims="papers/clarity/claims.yaml",
+        gate=rules.clarity_measure.output.gate,
+    output:
+        claims=f"{RESULTS}/clarity/claims.json",
+        tables=expand(
+            f"{RESULTS}/clarity/tables/{{name}}.csv",
+            name=["tests", "methods", "strengths", "statuses"],
+        ),
+    log:
+        f"{LOGS}/clarity/verdicts.log",
+    priority: 2
+    params:
+        src=digest("common.verdicts"),
+        tables=[
+            *[
+                f"{name}={RESULTS}/clarity/{name}.parquet"
+                for name in ("cells", "coverage", "factors", "plateau")
+            ],
+            *[
+                f"{name}={CLARITY_DIAGNOSTICS}/{name}.parquet"
+                for name in ("accuracy", "gradients")
+            ],
+        ],
+        protocol=json.dumps(
+            {
+                "scale": scale,
+                **{
+                    key: config[key]
+                    for key in (
+                        "seeds",
+                        "splits",
+                        "split_seed",
+                        "oracles",
+                        "vae",
+                        "autoencoders",
+                        "match_at",
+                    )
+                },
+                "clarity": CLARITY,
+                "metrics": [
+                    digest(f"papers.clarity.{module}")
+                    for module in ("measure", "diagnostics")
+                ],
+                "judgement": digest("common.verdicts"),
+                "methods": digest("papers.clarity.shards"),
+                "training": [
+                    digest("papers.clarity.train"),
+                    digest("common.generators.train"),
+                    digest("common.classifiers.train"),
+                    digest("common.metrics.im1"),
+                ],
+            }
+        ),
+        level=config["match_at"],
+        rows=f"{RESULTS}/clarity/rows.parquet",
+        folder=f"{RESULTS}/clarity",
+    shell:
+        "python -m common.verdicts --claims {input.claims} --rows {params.rows} --gate {input.gate}"
+        " --tables {params.tables} --protocol {params.protocol:q} --level {params.level} --out {params.folder}"
+        " > {log} 2> >(tee -a {log} >&2)"
+
+
+rule clarity_tables:
+    input:
+        rules.clarity_measure.output,
+        rules.clarity_diagnostics.output,
+    output:
+        expand(f"{RESULTS}/clarity/tables/{{name}}.csv", name=CLARITY_TABLES),
+    log:
+        f"{LOGS}/clarity/tables.log",
+    priority: 2
+    params:
+        src=digest("papers.clarity.tables"),
+        level=config["match_at"],
+        diagnostics=CLARITY_DIAGNOSTICS,
+        results=f"{RESULTS}/clarity",
+        folder=f"{RESULTS}/clarity/tables",
+    shell:
+        "python -m papers.clarity.tables --results {params.results} --diagnostics {params.diagnostics}"
+        " --level {params.level} --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule clarity_figures:
+    input:
+        rules.clarity_measure.output,
+        rules.clarity_diagnostics.output,
+        tests=f"{RESULTS}/clarity/tables/tests.csv",
+        shards=[
+            shard
+            for shard in CLARITY_SHARDS
+            if shard.endswith(f"-{config['seeds'][0]}.safetensors")
+        ],
+        systems=CLARITY_FILES + clarity_systems(["toy"], config["seeds"][0]),
+        splits=rules.splits.output,
+        data=sorted({file for world in CLARITY_MAIN for file in data_of(world)}),
+    output:
+        expand(
+            f"{FIGURES}/clarity/{{name}}.{{suffix}}",
+            name=CLARITY_FIGURES,
+            suffix=["png", "svg"],
+        ),
+    log:
+        f"{LOGS}/clarity/figures.log",
+    priority: 2
+    params:
+        src=digest("papers.clarity.figures"),
+        systems=CLARITY_SYSTEMS,
+        splits=SPLITS,
+        seed=config["seeds"][0],
+        results=f"{RESULTS}/clarity",
+        folder=f"{FIGURES}/clarity",
+    shell:
+        "python -m papers.clarity.figures --results {params.results} --batches {input.shards}"
+        " --systems {params.systems} --splits {params.splits} --seed {params.seed} --out {params.folder}"
+        " 2> >(tee {log} >&2)"
+
+
+rule clarity_results:
+    input:
+        RESULTS_OF["clarity"],

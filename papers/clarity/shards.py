@@ -1,0 +1,215 @@
+"""Job: explain one group of cells: every method for every system in it, from the same start images.
+
+python -m papers.clarity.shards --group '[{...}]' --systems DIR --splits DIR --seed 0 --out F
+
+The file holds one shard per start set and system; what it cost stands beside it in F.cost.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from common import anchors
+from common.batches import Shard, write_shards
+from common.classifiers.training import accuracy
+from common.data import datasets
+from common.errors import VceError, one_line_errors
+from common.explain import CounterfactualBatch, Streams, log_confidence
+from common.files import commit, write_atomic
+from common.progress import Progress
+from papers.clarity.baselines import latent_ascent, revise_adam, revise_plain, schut
+from papers.clarity.explain import decoded, directions, explain
+from papers.clarity.method import straight
+from papers.clarity.names import system_names
+from papers.clarity.systems import System, Systems, load_systems
+
+METHODS = {
+    "direction": directions,
+    "search": explain,
+    "revise-plain": revise_plain,
+    "revise-adam": revise_adam,
+    "latent-ascent": latent_ascent,
+    "schut": schut,
+    "pixel-ascent": anchors.pixel_ascent,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method for the systems called `names` and those of some `spaces` and `sizes`, along a path of `strengths`:
+    latent distances of `direction`, l2 radii of `pixel-ascent`, confidences τ of the others. `settings` change the
+    method's defaults, and then `label` names it in the long table.
+    """
+
+    method: str
+    strengths: list[float]
+    names: list[str] = field(default_factory=list)
+    spaces: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    label: str = ""
+    suffix: str = ""
+    settings: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.label or self.method
+
+    def systems(self, singles: int) -> list[str]:
+        return [*self.names, *system_names(self.spaces, self.sizes, singles, self.suffix)]
+
+    def explainer(self) -> Callable[..., CounterfactualBatch]:
+        """Its contract function. Raises VceError for an unknown method."""
+        if self.method not in METHODS:
+            raise VceError(f"cells: method {self.method!r} is unknown; choose one of {', '.join(METHODS)}")
+        return partial(METHODS[self.method], **self.settings)
+
+
+class Recorder:
+    """A callback that keeps how far each sample has travelled in the latent, N×1×1, and passes every state on."""
+
+    def __init__(self, n: int, callback: Callable[[dict], None]):
+        self.length, self.callback = torch.zeros(n, 1, 1), callback
+
+    def __call__(self, state: dict) -> None:
+        if "travelled" in state:
+            self.length[state["rows"], 0, 0] = state["travelled"]
+        self.callback(state)
+
+
+def parse_cells(cells: list[dict]) -> list[Cell]:
+    """The cells of a config file. Raises VceError for a wrong field."""
+    try:
+        return [Cell(**fields) for fields in cells]
+    except TypeError as error:
+        raise VceError(f"cells: {error}; fix it in config/") from error
+
+
+def controls(
+    pairs: datasets.Images, target: Tensor, system: System, systems: Systems, rng: Streams, radii: list[float]
+) -> dict[str, CounterfactualBatch]:
+    """What needs no classifier's gradient, at the latent distances `radii`: the class-mean shift, a random direction,
+    on rendered worlds the way to the true twin's latent; and the reconstruction alone."""
+    z0 = system.vae.latents(pairs.images)[0]
+    ways = {
+        "class-mean-shift": systems.class_means[target],
+        "random-latent": z0 + rng.normal(z0.shape[1:], "latent"),
+    }
+    if datasets.world(systems.world).rendered:
+        twins = datasets.twins(systems.world, pairs.ids)[torch.arange(len(target)), target]
+        ways["twin-latent"] = system.vae.latents(twins)[0]
+    paths = {name: (straight(z0, way, radii), radii) for name, way in ways.items()}
+    paths["reconstruction"] = (z0[:, None], [0.0])
+    return {
+        name: decoded(pairs.images, pairs.labels, target, z0, z, strengths, system)
+        for name, (z, strengths) in paths.items()
+    }
+
+
+def start_images(world: str, table: pd.DataFrame, data: Path, entry: dict) -> datasets.Images:
+    """The images of the pairs split that an entry explains: those of rank `first` (0) up to `n`."""
+    ids = datasets.load(world, table, "pairs", data, entry["n"]).ids[entry.get("first", 0) :]
+    return datasets.load_ids(world, ids, data)
+
+
+def explain_system(
+    entry: dict, name: str, systems: Systems, table: pd.DataFrame, data: Path, progress: Progress
+) -> tuple[Shard, dict[str, float]]:
+    """All cells of an entry that explain the system `name`; returns the shard and seconds per method."""
+    world, seed = systems.world, systems.seed
+    pairs = start_images(world, table, data, entry)
+    target = torch.tensor(table.set_index("id").loc[list(pairs.ids), "target"].to_numpy())
+    system, rng = systems.system(name), Streams(seed, pairs.ids, tuple(target.tolist()))
+    batches, traces, seconds = {}, {}, {}
+    for cell in parse_cells(entry["cells"]):
+        if name not in cell.systems(entry["singles"]):
+            continue
+        record, start = Recorder(len(target), progress), time.perf_counter()
+        batches[cell.name] = cell.explainer()(
+            pairs.images, pairs.labels, target, classifier=system, rng=rng, strengths=cell.strengths, callback=record
+        )
+        seconds[cell.name] = time.perf_counter() - start
+        if cell.method == "search":
+            traces[cell.name] = record.length
+        progress.advance()
+    if name == entry.get("controls"):
+        batches |= controls(pairs, target, system, systems, rng, entry["radii"])
+        if "random_radii" in entry:
+            reference = datasets.load(world, table, "systems", data)
+            batches |= anchors.explain_anchors(pairs, target, reference, world, system, rng, entry["random_radii"])
+    everyone = datasets.load(world, table, "pairs", data)
+    with torch.no_grad():
+        prediction = system(pairs.images).argmax(1)
+        changed = datasets.interventions(world, pairs.ids, target) if datasets.world(world).rendered else {}
+        interventions = {factor: system(images).argmax(1) for factor, images in changed.items()}
+    shard = Shard(
+        world=world,
+        starts=entry["starts"],
+        classifier=f"{entry['variant']}:{name}" if entry.get("variant") else name,
+        seed=seed,
+        ids=pairs.ids,
+        source=pairs.labels,
+        target=target,
+        accuracy=accuracy(system, everyone.images, everyone.labels),
+        source_prediction=prediction,
+        interventions=interventions,
+        batches=batches,
+        traces=traces,
+    )
+    return shard, seconds
+
+
+def pass_seconds(system: System, images: Tensor, target: Tensor, repeats: int = 9) -> float:
+    """Median seconds per image of one gradient of the system's log-probability in the latent, at the batch of
+    `images`: the yardstick of overhead."""
+    z = system.vae.latents(images)[0]
+    objective, rows, seconds = log_confidence(system.log_probabilities, target), torch.arange(len(images)), []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        objective(z, rows)
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[repeats // 2] / len(images)
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--group", type=json.loads, required=True, help="JSON list: systems, starts, n, cells")
+    parser.add_argument("--systems", type=Path, required=True, help="folder of NAME-SEED.safetensors")
+    parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
+    parser.add_argument("--seed", type=int, required=True, help="the training seed, also the seed of the methods")
+    parser.add_argument("--out", type=Path, required=True, help="the file of shards")
+    args = parser.parse_args()
+    jobs = []
+    for entry in args.group:
+        cells = parse_cells(entry["cells"])
+        names = [name for cell in cells for name in cell.systems(entry["singles"])]
+        jobs += [(entry, name) for name in dict.fromkeys([*names, *filter(None, [entry.get("controls")])])]
+    shards, cost = [], []
+    with Progress("explain", total=sum(len(entry["cells"]) for entry, _ in jobs), unit="methods") as progress:
+        for entry, name in jobs:
+            systems = load_systems(args.systems / f"{entry['systems']}-{args.seed}.safetensors")
+            table = pd.read_parquet(args.splits / f"{systems.world}.parquet")
+            shard, seconds = explain_system(entry, name, systems, table, args.data, progress)
+            sample = start_images(systems.world, table, args.data, entry)
+            own = pass_seconds(systems.system(name), sample.images, sample.labels)
+            for method, spent in seconds.items():
+                facts = {"starts": shard.starts, "classifier": shard.classifier, "method": method, "seconds": spent}
+                evaluations = int(shard.batches[method].forward.max(1).values.sum())
+                cost.append({**facts, "evaluations": evaluations, "pass_seconds": own})
+            shards.append(shard)
+    facts = {"commit": commit(), "seed": args.seed, "cells": cost}
+    write_atomic(args.out.with_suffix(".cost.json"), json.dumps(facts, indent=1, sort_keys=True))
+    write_shards(shards, args.out)
+
+
+if __name__ == "__main__":
+    main()
