@@ -183,12 +183,11 @@ def latent_map(systems: Systems, images: datasets.Images, target: int, classes: 
         for axis, (quantity, field, arrows) in zip(line, shown, strict=True):
             drawn = axis.imshow(
                 field.view(81, 81).T, origin="lower", extent=(-reach, reach) * 2, cmap="viridis", aspect="auto",
-                vmin=-25 if quantity == "log p" else 0,
             )  # fmt: skip
-            axis.quiver(*coarse.T.numpy(), *_visible(arrows).T.numpy(), color="w", width=0.003)
+            axis.quiver(*coarse.T.numpy(), *_visible(arrows).T.numpy(), color="0.75", width=0.003)
             for label in classes:
                 mine = mean[images.labels == label]
-                axis.scatter(*mine.T.numpy(), s=5, marker=f"${label}$", color="0.9" if label == target else "C1", lw=0)
+                axis.scatter(*mine.T.numpy(), s=28, marker=f"${label}$", color="w" if label == target else "C1", lw=0)
             figure.colorbar(drawn, ax=axis)
             what = "one member" if "." in name else "ensemble of 10"
             axis.set(title=f"{what}: {quantity}(class {target}) and its gradient", xlabel="z₁", ylabel="z₂")
