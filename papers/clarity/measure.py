@@ -212,8 +212,8 @@ def coverage_table(rows: pd.DataFrame, adequate: pd.DataFrame, level: float) -> 
         table["covered" if judge == "valid" else f"covered_{judge}"] = valid * table[f"oracle_{judge}"]
     close = (table["stratum"] == "correct") & (table["source_confidence"] < CLOSE)
     table["stratum"] = table["stratum"].mask(close, "close").mask(table["already"] == 1, "target")
-    explained = table.groupby(["image", "seed"])["method"].nunique()
-    shared = explained.index[explained == table["method"].nunique()]
+    explained = table.groupby(["image", "seed"]).size()
+    shared = explained.index[explained == len(table.drop_duplicates(["classifier", "method"]))]
     table["shared"] = pd.MultiIndex.from_frame(table[["image", "seed"]]).isin(shared).astype(float)
     columns = ["world", "seed", "image", "classifier", "method", "stratum", "shared", "covered"]
     table = table.assign(valid=valid)[[*columns, "valid", *(f"covered_{judge}" for judge in PANEL)]]

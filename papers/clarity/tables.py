@@ -85,8 +85,8 @@ def gradient_table(
     )  # fmt: skip
     members = agreement.groupby(keys)[["cosine", "ratio", "snr"]].mean().add_prefix("member_")
     halves = convergence.pivot_table(index=["world", "space"], columns="size", values="cosine").add_prefix("disjoint_")
-    search = cells[(cells["method"] == "search") & (cells["strength"] == cells["strength"].max())]
-    paths = search.groupby(keys)[["straightness", "steps"]].mean()
+    search = cells[cells["method"] == "search"]
+    paths = search[search["strength"] == search["strength"].max()].groupby(keys)[["straightness", "steps"]].mean()
     return start.join(members).join(paths).reset_index().merge(halves.reset_index(), on=["world", "space"], how="left")
 
 

@@ -47,7 +47,13 @@ def shard():
         "interventions": {"label": torch.tensor([1, 2, 0]), "palette": torch.tensor([0, 1, 2])},
         "batches": {
             "afw-b/l1.5/k75": batch((1.0, 1.75)),
-            "identity": batch((0.0,), 1, saliency=torch.rand(N, 4, 4), latent_shift=torch.rand(N, 1, 5)),
+            "identity": batch(
+                (0.0,),
+                1,
+                saliency=torch.rand(N, 4, 4),
+                latent_shift=torch.rand(N, 1, 5),
+                reference=torch.rand(N, 1, 4, 4),
+            ),
         },
         "traces": {"afw-b/l1.5/k75": torch.rand(N, 2, 7)},
     }
@@ -146,3 +152,13 @@ def test_shards_of_one_file_keep_their_order_and_do_not_mix(shard, tmp_path):
     for one, two in zip(shards, back, strict=True):
         for item in fields(one):
             assert same(getattr(one, item.name), getattr(two, item.name)), item.name
+
+
+@pytest.mark.parametrize("count", [0, 2, 3])
+def test_a_file_of_several_shards_is_not_one_shard(shard, tmp_path, count):
+    write_shards([shard] * count, tmp_path / "s.safetensors")
+    with pytest.raises(VceError) as caught:
+        read_shard(tmp_path / "s.safetensors")
+    said = str(caught.value)
+    assert said == f"{tmp_path}/s.safetensors: holds {count} shards where one is expected; read it with read_shards"
+    assert len(read_shards(tmp_path / "s.safetensors")) == count

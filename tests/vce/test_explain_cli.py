@@ -14,10 +14,16 @@ import torch
 from PIL import Image
 
 import common.files
+from common.classifiers.ensembles import Ensemble
+from common.data.images import load_image
 from common.errors import VceError
+from common.generators.vae import VAE
+from papers.clarity.explain import explain as clarity_explain
+from papers.clarity.systems import Systems, load_shipped, save_systems
 from vce import cli
 from vce.explain import check_strengths, find_images
 from vce.methods import METHODS, find_method, svce_radii
+from vce.pictures import draw_overview
 
 REPOSITORY = Path(__file__).parents[2]
 NET = """
@@ -70,14 +76,16 @@ def paint(path: Path, colour=RED, size=(30, 40), **options) -> Path:
 
 def run(capsys, *arguments, images=(), target="green pea", classifier="colournet:Net", out="out"):
     """Exit code, stdout lines and stderr lines of `vce explain`, in this process."""
-    line = ["vce", "explain", "--target", target, "--classifier", classifier, "--out", out, *arguments]
+    line = ["vce", "explain", "--target", target, "--out", out, *arguments]
+    line += ["--classifier", classifier] if classifier else []
     for image in images:
         line += ["--image", str(image)]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(sys, "argv", line)
         cli.main()
     printed = capsys.readouterr()
-    said = [line for line in printed.err.splitlines() if not line.startswith("svce: ")]  # progress of a slow machine
+    progress = ("svce: ", "clarity: ")  # of a slow machine
+    said = [line for line in printed.err.splitlines() if not line.startswith(progress)]
     return stop.value.code or 0, printed.out.splitlines(), said
 
 
@@ -251,16 +259,144 @@ def test_result_folder_that_cannot_be_made(here, capsys):
         ({"method": "svcee"}, "--method svcee: unknown; did you mean svce? Known are svce"),
         ({"radius": "-1"}, "--radius -1.0: give a positive number"),
         ({"radius": "nan"}, "--radius nan: give a positive number"),
+        ({"strength": "0"}, "--radius 0.0: give a positive number"),
+        (
+            {"method": "clarity"},
+            "--classifier colournet:Net: clarity explains its own latent classifier, no other; choose clarity/mnist or",
+        ),
         ({"images": ["empty"]}, "--image empty: no images in this folder; it needs files of type .png"),
     ],
 )
 def test_wrong_options_are_one_line_and_write_nothing(here, capsys, options, message):
     (here / "empty").mkdir()
-    extra = [part for name in ("method", "radius") if name in options for part in (f"--{name}", options.pop(name))]
+    given = [name for name in ("method", "radius", "strength") if name in options]
+    extra = [part for name in given for part in (f"--{name}", options.pop(name))]
     code, out, err = run(capsys, *extra, **{"images": [paint(here / "a.png")], **options})
     assert code == 2 and out == [] and len(err) == 1
     assert err[0].startswith(f"error: {message}")
     assert not (here / "out").exists()
+
+
+# clarity, which brings its own classifier
+
+
+@pytest.fixture
+def systems(here) -> Path:
+    """A systems file of digits: a VAE that nobody trained, and members with p(1) = σ(8 z_0), p(0) = 1 − p(1)."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        vae = VAE("mlp", (1, 28, 28), 3, (16,)).eval().requires_grad_(False)
+    ensemble = Ensemble.create("latent_mlp", (3,), 10, 2, 0)
+    for value in ensemble.state.values():
+        value.zero_()
+    first, middle, last = (ensemble.state[f"{layer}.weight"] for layer in (1, 3, 5))
+    first[:, 0, 0], first[:, 1, 0] = 1, -1  # relu(z_0) and relu(-z_0)
+    middle[:, 0, 0] = middle[:, 1, 1] = 1
+    last[:, 1, 0] = last[:, 0, 1] = 8
+    ensemble.state["5.bias"][:, 2:] = -40
+    names = {"l-sample.0": 1.0, "l-sample-m2": 1.0}
+    save_systems(
+        Systems("mnist", 0, vae, {"l-sample": ensemble}, names, torch.zeros(10, 3)), here / "s.safetensors", {}
+    )
+    return here / "s.safetensors"
+
+
+def clarity(capsys, systems, *arguments, images, **options):
+    options = {"classifier": str(systems), "target": str(other_digit(systems, images[0])), **options}
+    return run(capsys, "--method", "clarity", *arguments, images=images, **options)
+
+
+def other_digit(systems, image) -> int:
+    """The digit, of 0 and 1, that the system does not see."""
+    return 1 - int(load_shipped(str(systems))(load_image(image, (1, 28, 28))[None]).argmax())
+
+
+def test_clarity_explains_its_own_classifier(here, systems, capsys):
+    image = paint(here / "digit.png")
+    code, out, err = clarity(capsys, systems, images=[image])
+    assert (code, err) == (0, [])
+    folder, said = here / "out" / "digit", record(here / "out" / "digit")
+    taus = [row["tau"] for row in said["counterfactuals"]]
+    pictures = {"counterfactual.png", "reconstruction.png", "difference.png", "overview.png"}
+    assert files(folder) == pictures | {"explanation.json"} | {f"counterfactual_tau{tau:g}.png" for tau in taus}
+    assert taus == [0.5, 0.9, 0.99] and said["method"] == "clarity"
+    assert said["classifier"] == "clarity/mnist l-sample-m2" and said["status"] == "ok" and said["chosen"] == 0.5
+    assert all(row["tau"] - 1e-6 <= row["confidence"] < row["tau"] + 0.1 for row in said["counterfactuals"])
+    nfe = [row["nfe"] for row in said["counterfactuals"]]
+    assert 0 < nfe[0] <= nfe[1] <= nfe[2]
+    target, source = said["target"]["name"], said["source"]["name"]
+    assert {target, source} == {"0", "1"} and out[0].startswith(f"{image}: {source} ") and "at tau 0.5 (ok)" in out[0]
+
+
+def test_clarity_shows_the_reconstruction_that_it_starts_from(here, systems, capsys):
+    clarity(capsys, systems, "--strength", "0.7", images=[paint(here / "digit.png")])
+    folder, said = here / "out" / "digit", record(here / "out" / "digit")
+    assert [row["tau"] for row in said["counterfactuals"]] == [0.7]  # --strength is --radius by another name
+    x, shown = load_image(here / "digit.png", (1, 28, 28))[None], {}
+    for name in ("reconstruction", "counterfactual"):
+        shown[name] = torch.from_numpy(np.asarray(Image.open(folder / f"{name}.png")) / 255)
+    system = load_shipped(str(systems))
+    assert (shown["reconstruction"] - system.vae.reconstruct(x)[0, 0]).abs().max() <= 0.5 / 255 + 1e-6
+    # what is reported is the change of the original, the reconstruction's error included
+    change = (shown["counterfactual"] - x[0, 0]).abs().sum().item()
+    assert said["counterfactuals"][0]["l1"] == pytest.approx(change, rel=0.01)
+
+
+def test_clarity_by_default_explains_the_digits_of_the_best_scale(here, systems, capsys, monkeypatch):
+    monkeypatch.setattr("papers.clarity.systems.ROOT", here)
+    target, image = str(other_digit(systems, paint(here / "digit.png"))), here / "digit.png"
+    code, _, err = clarity(capsys, systems, images=[image], target=target, classifier=None)
+    assert code == 2 and not (here / "out").exists()
+    assert err == [
+        "error: clarity/mnist: not trained yet; run `snakemake work/cpu/clarity/systems/mnist-0.safetensors`, a few"
+        " minutes, first"
+    ]
+    trained = here / "work/smoke/clarity/systems/mnist-0.safetensors"
+    trained.parent.mkdir(parents=True)
+    systems.rename(trained)
+    for classifier in (None, "clarity/mnist"):
+        code, _, err = clarity(capsys, trained, images=[image], target=target, classifier=classifier)
+        assert (code, err) == (0, []) and record(here / "out" / "digit")["classifier"] == "clarity/mnist l-sample-m2"
+
+
+def test_clarity_skips_the_target_class(here, systems, capsys):
+    image = paint(here / "digit.png")
+    code, out, _ = clarity(capsys, systems, images=[image], target=str(1 - other_digit(systems, image)))
+    assert code == 0 and "skipped" in out[0] and files(here / "out") == {"digit/explanation.json"}
+
+
+def test_clarity_says_what_is_wrong_in_one_line(here, systems, capsys):
+    image = paint(here / "digit.png")
+    (here / "broken.safetensors").write_bytes(systems.read_bytes()[:500])
+    cases = [
+        (("--strength", "1.5"), {}, "strengths: τ = 1.5 is no confidence between 0 and 1"),
+        (("--strength", "1"), {}, "strengths: τ = 1 is no confidence between 0 and 1"),
+        ((), {"classifier": "broken.safetensors", "target": "0"}, "broken.safetensors: not a systems file ("),
+        ((), {"classifier": "gone.safetensors", "target": "0"}, "gone.safetensors: not a systems file ("),
+        ((), {"classifier": "imagenet/efficientnet-lite0"}, "--classifier imagenet/efficientnet-lite0: "),
+        ((), {"target": "10"}, "--target 10: clarity/mnist l-sample-m2 has classes 0 to 9"),
+    ]
+    for arguments, options, message in cases:
+        code, out, err = clarity(capsys, systems, *arguments, images=[image], **options)
+        assert code == 2 and out == [] and len(err) == 1 and err[0].startswith(f"error: {message}"), message
+        assert not (here / "out").exists()
+
+
+def test_a_systems_file_is_no_classifier_of_svce(here, systems, capsys):
+    code, out, err = run(capsys, images=[paint(here / "a.png")], classifier=str(systems), target="0")
+    assert code == 2 and out == [] and len(err) == 1 and "not a classifier file" in err[0]
+
+
+def test_the_overview_shows_the_reconstruction_below_the_original(tmp_path):
+    grey, paths = torch.full((1, 8, 8), 0.5), torch.rand(2, 1, 8, 8)
+    for name, reference in (("without", None), ("with", torch.zeros(1, 8, 8))):
+        titles = ("original", ["a", "b"])
+        draw_overview(grey, reference, paths, paths.sum(1), titles, tmp_path / f"{name}.png")
+    without, beside = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")) for name in ("without", "with"))
+    assert without.shape == beside.shape
+    height, width = without.shape
+    corner = (slice(height // 2, None), slice(0, width // 3 - width // 30))
+    assert (without[corner] == 255).all() and (beside[corner] == 0).mean() > 0.3
 
 
 def test_file_name_that_is_no_text(here, capsys):
@@ -293,7 +429,14 @@ def test_default_radii_follow_the_image_size():
     assert svce_radii((3, 224, 224)) == (50, 75, 100)
     small = svce_radii((3, 32, 32))
     assert small == pytest.approx([radius * 3072**0.6667 / 150528**0.6667 for radius in (50, 75, 100)], rel=0.01)
-    assert find_method("svce") is METHODS["svce"]
+    assert find_method("svce") is METHODS["svce"] and METHODS["clarity"].strengths((1, 28, 28)) == (0.5, 0.9, 0.99)
+
+
+def test_methods_load_their_own_classifiers():
+    assert METHODS["svce"].load_classifier(None).name == "imagenet/efficientnet-lite0"
+    assert METHODS["clarity"].load() is clarity_explain
+    with pytest.raises(VceError, match="clarity explains its own latent classifier"):
+        METHODS["clarity"].load_classifier("imagenet/efficientnet-lite0")
 
 
 def test_help_is_instant_and_imports_no_torch():

@@ -34,6 +34,40 @@ def test_passes_by_hand():
     assert passes_of("svce_verdicts", config) == 0
 
 
+def test_passes_of_clarity_by_hand():
+    recipe = {"members": 3, "epochs": 5}
+    cells = [{"method": "direction", "spaces": ["p"], "sizes": [1, 3]}, {"method": "schut", "names": ["p.0", "p-m3"]}]
+    config = {
+        "splits": {"w": {"systems": 100, "oracles": 50}},
+        "vae": {"a-b": {"world": "w", "seeds": [0, 1], "epochs": 3}, "c": {"world": "w", "seeds": [0], "epochs": 7}},
+        "vae_jobs": [["a-b", "c"]],
+        "autoencoders": {"w": {"epochs": 4}},
+        "clarity": {
+            "systems": {"a-b": {"world": "w", "singles": 2, "spaces": {"p": recipe, "pr": {**recipe, "epochs": 2}}}},
+            "train_jobs": [["a-b"]],
+            "starts": {"few": {"first": 10, "n": 30}, "all": {"n": 30}},
+            "groups": {
+                "g": [{"systems": "a-b", "starts": "few", "cells": cells}],
+                "h": [{"systems": "a-b", "starts": "all", "cells": cells[1:]}],
+            },
+            "jobs": [["g"], ["g", "h"]],
+        },
+        "svce": {},
+    }
+    assert passes_of("vae_a_b_c", config) == (2 * 3 + 7) * 100 and passes_of("class_autoencoders", config) == 200
+    assert passes_of("clarity_train_a_b", config) == 3 * (5 + 2) * 100
+    steps = planning.SEARCH_STEPS
+    few, every = 20 * (steps["direction"] * (2 + 3) + steps["schut"] * 4), 30 * steps["schut"] * 4
+    assert passes_of("clarity_explain_g", config) == few and passes_of("clarity_explain_g_h", config) == few + every
+    assert passes_of("clarity_measure", config) == 0
+
+
+def test_every_method_of_clarity_has_a_price():
+    from papers.clarity.shards import METHODS
+
+    assert planning.SEARCH_STEPS.keys() == METHODS.keys()
+
+
 def test_rounds_are_those_of_the_method():
     from papers.svce.explain import ROUNDS
 
@@ -44,8 +78,9 @@ def test_every_heavy_rule_of_a_scale_has_passes():
     jobs, _ = jobs_to_run("smoke")
     config = load_scale("smoke")
     for rule in jobs:
-        heavy = rule in ("classifiers", "oracles", "diffusion", "svce_robustness", "svce_photos")
-        assert (passes_of(rule, config) > 0) == (heavy or rule.startswith("svce_explain_")), rule
+        heavy = rule in ("classifiers", "oracles", "diffusion", "class_autoencoders", "svce_robustness", "svce_photos")
+        heavy |= rule.startswith(("svce_explain_", "vae_", "clarity_train_", "clarity_explain_"))
+        assert (passes_of(rule, config) > 0) == heavy, rule
 
 
 def test_a_plan_has_positive_times():

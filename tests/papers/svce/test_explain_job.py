@@ -16,7 +16,7 @@ from common.classifiers import robustness
 from common.classifiers import train as train_job
 from common.data import datasets, split
 from common.errors import VceError
-from common.figures import plt, save_figure, style
+from common.figures import plt, save_figure, style, verdict_figure
 from common.generators import train as generator_job
 from common.results import COLUMNS, KEY
 from papers.svce import discovery, exactness, figures, grids, measure, realism, shards
@@ -86,8 +86,8 @@ def home(tmp_path_factory):
             "--seed", 0, "--out", home / "classifiers")  # fmt: skip
         run(monkeypatch, train_job, "oracles", "--splits", home / "splits", "--recipes", json.dumps({"scenes": PANEL}),
             "--out", home / "oracles")  # fmt: skip
-        run(monkeypatch, generator_job, "diffusion", "--world", "scenes", "--splits", home / "splits/scenes.parquet",
-            "--recipe", '{"epochs": 1}', "--seed", 0, "--out", home / "diffusion.safetensors")  # fmt: skip
+        run(monkeypatch, generator_job, "diffusion", "--splits", home / "splits", "--recipes",
+            '{"scenes": {"epochs": 1}}', "--out", home)  # fmt: skip
     return home
 
 
@@ -95,7 +95,7 @@ def chain(monkeypatch, home, out):
     """Explain, measure and judge into `out`."""
     nets = home / "classifiers"
     run(monkeypatch, shards, "--group", json.dumps(GROUP), "--splits", home / "splits", "--checkpoints", nets,
-        "--diffusion", home / "diffusion.safetensors", "--seed", 0, "--out", out / "batches")  # fmt: skip
+        "--diffusion", home / "scenes-diffusion.safetensors", "--seed", 0, "--out", out / "batches")  # fmt: skip
     pairs = [out / f"batches/{name}-0.safetensors" for name in ("pairs/scenes/l2at", "pairs/scenes/standard")]
     draws = [out / "batches/draws/scenes/l2at-0.safetensors"]
     sets = [out / f"batches/{name}/l2at-0.safetensors" for name in ("ID/scenes", "OD/scenes-empty")]
@@ -261,7 +261,7 @@ def test_figures_are_drawn(runs, tmp_path):
         "radius": figures.radius(rows),
         "realism": figures.realism(pd.read_csv(table / "realism.csv")),
         "discovery": figures.discovery(pd.read_csv(table / "discovery.csv")),
-        "verdicts": figures.verdicts(pd.read_csv(table / "tests.csv")),
+        "verdicts": verdict_figure(pd.read_csv(table / "tests.csv")),
     }
     for name, figure in drawn.items():
         save_figure(figure, tmp_path / f"{name}.png", {"rule": "svce_figures"})
