@@ -273,7 +273,7 @@ def main() -> None:
         "rf2-convergence": (convergence(pd.read_parquet(curve_table)), [curve_table]),
         "rf3-grid": (grid(mnist, of["mnist"], columns, "search", 1, args.data, args.seed), args.batches),
         "rf3-grid-scenes": (
-            grid(scenes, of["scenes"], sorted(scenes), "search", 1, args.data, args.seed),
+            grid(scenes, of["scenes"], sorted(scenes), "search", 0, args.data, args.seed),
             args.batches,
         ),
         "rf4-latent-map": (latent_map(toy, toy_images, 9, digits), [files["toy"]]),

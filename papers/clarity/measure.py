@@ -201,7 +201,7 @@ def coverage_table(rows: pd.DataFrame, adequate: pd.DataFrame, level: float) -> 
     `shared` marks the images that all of them explained. `stratum`, of the system that is explained: `misclassified`;
     `close`, correct with a confidence below .8; `correct`; `target`, read as the target to begin with.
     """
-    wanted = {"l-sample-m10": ["search"], "p.0": ["search", "revise-plain", "revise-plain/tuned"]}
+    wanted = {"l-sample-m10": ["search"], "p.0": ["search", "revise-plain/tuned"]}
     chosen = [
         (rows["classifier"] == name) & rows["method"].isin(methods) & np.isclose(rows["strength"], level)
         for name, methods in wanted.items()

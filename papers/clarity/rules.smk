@@ -144,7 +144,7 @@ rule clarity_diagnostics:
         systems=[
             file
             for name in CLARITY_MAIN
-            for seed in config["seeds"]
+            for seed in clarity_seeds([name])
             for file in clarity_systems([name], seed)
         ],
     output:
