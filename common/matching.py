@@ -52,13 +52,15 @@ def read(rows: pd.DataFrame, metric: str, at: At) -> pd.DataFrame:
         return _matrix(mean, mean[metric])
     ordered = rows.sort_values(["seed", "image", "strength"])
     first = ~ordered.duplicated(["seed", "image"]).to_numpy()
-    starts = np.flatnonzero(first)[1:]
+    path = first.cumsum() - 1
+    place = np.arange(len(ordered)) - np.flatnonzero(first)[path] if len(ordered) else path
+    # paths × strengths, shorter paths padded with NaN
+    confidence, values = (np.full((path[-1] + 1, place.max() + 1) if len(path) else (0, 1), np.nan) for _ in range(2))
+    confidence[path, place] = ordered["confidence"]
+    values[path, place] = ordered[metric]
     read_path = _at_confidence if at.confidence is not None else _at_first_success
     level = at.confidence if at.confidence is not None else at.first_success
-    confidences = np.split(ordered["confidence"].to_numpy(), starts)
-    paths = np.split(ordered[metric].to_numpy(float), starts)
-    values = [read_path(confidence, path, level) for confidence, path in zip(confidences, paths, strict=True)]
-    return _matrix(ordered[first], pd.Series(values, dtype=float))
+    return _matrix(ordered[first], pd.Series(read_path(confidence, values, level), dtype=float))
 
 
 def reached(rows: pd.DataFrame, level: float) -> float:
@@ -71,22 +73,23 @@ def start_above(rows: pd.DataFrame, level: float) -> float:
     return float((rows.sort_values("strength").groupby(["seed", "image"])["confidence"].first() >= level).mean())
 
 
-def _at_confidence(confidence: np.ndarray, values: np.ndarray, level: float) -> float:
-    above = np.flatnonzero(confidence >= level)
-    if not len(above):
-        return values[-1]
-    j = above[0]
-    if j == 0:
-        return values[0]
-    share = (level - confidence[j - 1]) / (confidence[j] - confidence[j - 1])
-    if np.isnan(values[j - 1]):
-        return values[j]
-    return values[j - 1] + share * (values[j] - values[j - 1])
+def _at_confidence(confidence: np.ndarray, values: np.ndarray, level: float) -> np.ndarray:
+    """P values from paths × strengths."""
+    above = confidence >= level
+    everyone, last = np.arange(len(values)), (~np.isnan(confidence)).sum(1) - 1
+    j = np.where(above.any(1), above.argmax(1), last)
+    i = np.maximum(j - 1, 0)
+    found, before = values[everyone, j], values[everyone, i]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = (level - confidence[everyone, i]) / (confidence[everyone, j] - confidence[everyone, i])
+    crossing = above.any(1) & (j > 0) & ~np.isnan(before)
+    return np.where(crossing, before + share * (found - before), found)
 
 
-def _at_first_success(confidence: np.ndarray, values: np.ndarray, level: float) -> float:
-    above = np.flatnonzero(confidence >= level)
-    return values[above[0]] if len(above) else 0.0
+def _at_first_success(confidence: np.ndarray, values: np.ndarray, level: float) -> np.ndarray:
+    """P values from paths × strengths."""
+    above = confidence >= level
+    return np.where(above.any(1), values[np.arange(len(values)), above.argmax(1)], 0.0)
 
 
 def _matrix(keys: pd.DataFrame, values: pd.Series) -> pd.DataFrame:

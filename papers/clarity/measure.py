@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.batches import Shard, read_shards
 from common.classifiers.checkpoints import load_checkpoint
-from common.classifiers.oracles import Panel
+from common.classifiers.oracles import JUDGES, Panel
 from common.data import datasets
 from common.errors import one_line_errors
 from common.explain import CounterfactualBatch
@@ -37,6 +37,8 @@ CLOSE = 0.8  # a correct image of lower confidence is close to its boundary
 MIN_RECONSTRUCTED = 0.9  # accuracy that a judge must keep on reconstructions
 NEIGHBOURS = 5
 KEYS = ["world", "space", "m", "classifier", "method", "strength", "seed", "image"]
+JUDGED = ("oracle_valid", "oracle_share", *(f"oracle_{judge}" for judge in JUDGES))
+PICTURE = (*JUDGED, "im1", "knn", "distance", "twin_error", "factor_progress")  # metrics of the picture alone
 CONFIDENCES = ("search", "plain", "revise", "latent-ascent", "schut")  # methods whose strengths are thresholds τ
 
 
@@ -85,8 +87,12 @@ def latent_metrics(
     """What the latents add to the long table, for the counterfactuals of one strength (spec §5)."""
     x = batch.images[:, j]
     missing = torch.full((len(x),), torch.nan)
-    names = ("change", "dz", "latent_norm", "latent_nll", "bald", "round_trip", "im1")
+    names = ("dz", "latent_norm", "latent_nll", "bald", "round_trip", "im1")
     found = dict.fromkeys(names, missing)
+    reference = datasets.load_ids(shard.world, shard.ids, world.data).images
+    if batch.reference is not None:
+        reference = batch.reference
+    found["change"] = (x - reference).abs().flatten(1).sum(1)
     if world.autoencoders is not None:
         found["im1"] = world.autoencoders.im1(x, shard.source, shard.target)
     if batch.latent_shift is None:
@@ -99,7 +105,6 @@ def latent_metrics(
     mean = members.exp().mean(0)
     entropy = -(mean * mean.clamp_min(1e-30).log()).sum(1)
     return found | {
-        "change": (x - batch.reference).abs().flatten(1).sum(1),
         "dz": batch.latent_shift[:, j].norm(dim=1),
         "latent_norm": z.norm(dim=1),
         "latent_nll": density.negative_log_likelihood(z, shard.target),
@@ -158,9 +163,11 @@ def at_equal_change(cells: pd.DataFrame, levels: dict[str, list[float]]) -> pd.D
     Metrics are interpolated along the path from the reconstruction; a path that ends short of a level keeps its last.
     """
     keys = ["world", "space", "m", "classifier", "seed", "image"]
-    metrics = cells.columns.difference([*KEYS, "change"])
+    metrics = [name for name in (*PICTURE, "adequate", "reliance") if name in cells]
     start = cells[cells["method"] == "reconstruction"].set_index(["world", "seed", "image"])[metrics]
-    paths = cells[cells["method"].isin(["direction", "class-mean-shift"])].sort_values("strength")
+    followed = cells["method"].isin(["direction", "class-mean-shift"])
+    # the reconstructions of a variant's VAE are not those of the main one
+    paths = cells[followed & ~cells["space"].str.contains(":")].sort_values("strength")
     lines = []
     for path_keys, path in paths.groupby([*keys, "method"]):
         *cell, method = path_keys

@@ -11,7 +11,6 @@ import pandas as pd
 
 from common.errors import one_line_errors
 from common.files import write_atomic
-from common.matching import At, read
 from common.statistics import paired_bootstrap
 
 JUDGES = ["oracle_share", "oracle_valid", "oracle_augmented", "oracle_svm", "oracle_l2at", "oracle_twin"]
@@ -31,8 +30,9 @@ def summary(cells: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     lines = []
     for keys, cell in cells.groupby(CELL):
         line = dict(zip(CELL, keys, strict=True))
+        by_image = cell.groupby("image")[metrics].mean()
         for metric in metrics:
-            estimate = paired_bootstrap(read(cell, metric, At(strength=keys[4])))
+            estimate = paired_bootstrap(by_image[metric].to_numpy())
             line |= {metric: estimate.mean, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
         lines.append(line | {"n": cell["image"].nunique(), "seeds": cell["seed"].nunique()})
     columns = [*CELL, "n", "seeds", *(f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high"))]
