@@ -169,10 +169,10 @@ class Ensemble(nn.Module):
 
 
 def combine(log_p: Tensor, combination: Combination) -> Tensor:
-    """N×K log-probabilities of an ensemble from M×N×K of its members."""
+    """…×K log-probabilities of an ensemble from M×…×K of its members."""
     if combination == "mixture":
         return log_p.logsumexp(0) - math.log(len(log_p))
-    return log_p.mean(0).log_softmax(1)
+    return log_p.mean(0).log_softmax(-1)
 
 
 def train_ensemble(
@@ -229,8 +229,11 @@ def train_ensemble(
 def fit_temperature(ensemble: Ensemble, x: Tensor, labels: Tensor) -> None:
     """Set the one temperature of the system to that of least held-out NLL of its combination, over 400 values of
     log T ∈ [−3, 3]."""
+    temperatures = torch.linspace(-3, 3, 400).exp()
     with torch.no_grad():
         logits = ensemble.logits(x)
-        temperatures = torch.linspace(-3, 3, 400).exp()
-        losses = [F.nll_loss(combine((logits / t).log_softmax(2), ensemble.combination), labels) for t in temperatures]
-        ensemble.temperature.fill_(temperatures[torch.stack(losses).argmin()])
+        losses = []
+        for part in temperatures.split(25):  # few enough to stay in the cache
+            log_p = combine((logits[:, None] / part[:, None, None]).log_softmax(3), ensemble.combination)
+            losses.append(-log_p[:, torch.arange(len(labels)), labels].mean(1))
+        ensemble.temperature.fill_(temperatures[torch.cat(losses).argmin()])

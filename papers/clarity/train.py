@@ -80,7 +80,7 @@ def train_systems(entry: dict, vae: VAE, table: pd.DataFrame, data: Path, seed: 
     names = [
         system
         for space, ensemble in ensembles.items()
-        for suffix in ("", "-log")
+        for suffix in (("", "-log") if space == "l-sample" else ("",))  # the other combination, for comparison
         for system in system_names([space], [m for m in SIZES if m <= len(ensemble)], entry["singles"], suffix)
     ]
     mean = vae.latents(fit.images)[0]
