@@ -196,7 +196,8 @@ def test_systems_are_those_of_the_config(runs, home, table):
     systems = load_systems(runs[0] / "systems/mnist-0.safetensors")
     sizes = {space: [m for m in (2, 3, 5, 10) if m <= fields["members"]] for space, fields in SPACES.items()}
     expected = {f"{space}.{k}" for space in SPACES for k in range(2)}
-    expected |= {f"{space}-m{m}{log}" for space, mine in sizes.items() for m in mine for log in ("", "-log")}
+    expected |= {f"{space}-m{m}" for space, mine in sizes.items() for m in mine}
+    expected |= {f"l-sample-m{m}-log" for m in sizes["l-sample"]}
     assert set(systems.temperatures) == expected and systems.seed == 0
     assert {space: len(ensemble) for space, ensemble in systems.ensembles.items()} == {
         space: fields["members"] for space, fields in SPACES.items()
