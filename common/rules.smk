@@ -100,7 +100,7 @@ rule oracles:
         ),
     log:
         f"{LOGS}/common/oracles.log",
-    priority: 2
+    priority: 4
     params:
         src=digest("common.classifiers.train"),
         recipes=json.dumps(config["oracles"]),
@@ -171,7 +171,7 @@ rule class_autoencoders:
         f"{WORK}/common/autoencoders/{{world}}.safetensors",
     log:
         f"{LOGS}/common/autoencoders-{{world}}.log",
-    priority: 2
+    priority: 4
     params:
         src=digest("common.metrics.im1"),
         recipe=lambda wildcards: json.dumps(config["autoencoders"][wildcards.world]),

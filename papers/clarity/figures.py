@@ -128,9 +128,9 @@ def plateau(gradients: pd.DataFrame, auc: pd.DataFrame) -> plt.Figure:
         long, x="log₁₀ norm", y="system", col="gradient", kind="box", sharex=False, height=3.6, aspect=1.2, fliersize=2,
     )  # fmt: skip
     plot.axes[0, 0].axvline(-4, color="C3", lw=1)
-    every = auc[(auc["half"] == 0) & ~auc["quantity"].str.endswith("chance")].groupby("quantity")["auc"].mean()
+    every = auc[(auc["half"] == 0) & (auc["quantity"] != "chance")].groupby("quantity")["auc"].mean()
     text = "; ".join(f"{quantity}: {value:.2f}" for quantity, value in every.items())
-    plot.figure.text(0.5, -0.03, f"AUC of a short ∇p for failure (chance .5): {text}", ha="center", fontsize=8)
+    plot.figure.text(0.5, -0.03, f"AUC for failure of a short ∇p, or of a small p alone (chance .5): {text}", ha="center", fontsize=8)
     return plot.figure
 
 

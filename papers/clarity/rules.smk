@@ -160,7 +160,7 @@ rule clarity_diagnostics:
         ),
     log:
         f"{LOGS}/clarity/diagnostics.log",
-    priority: 2
+    priority: 4
     params:
         src=digest("papers.clarity.diagnostics"),
         sizes=json.dumps(CLARITY["diagnosed"]),
