@@ -130,7 +130,8 @@ def plateau(gradients: pd.DataFrame, auc: pd.DataFrame) -> plt.Figure:
     plot.axes[0, 0].axvline(-4, color="C3", lw=1)
     every = auc[(auc["half"] == 0) & (auc["quantity"] != "chance")].groupby("quantity")["auc"].mean()
     text = "; ".join(f"{quantity}: {value:.2f}" for quantity, value in every.items())
-    plot.figure.text(0.5, -0.03, f"AUC for failure of a short ∇p, or of a small p alone (chance .5): {text}", ha="center", fontsize=8)
+    caption = f"AUC for failure of a short ∇p, or of a small p alone (chance .5): {text}"
+    plot.figure.text(0.5, -0.03, caption, ha="center", fontsize=8)
     return plot.figure
 
 

@@ -11,6 +11,7 @@ import yaml
 from common import claims
 from common.claims import judge, load_claims, require_older_rules, rules_hash
 from common.errors import VceError
+from common.verdicts import usual_pairs
 
 A, B = {"method": "a"}, {"method": "b"}
 IMAGES, SEEDS = 100, 3
@@ -426,3 +427,13 @@ def test_an_unknown_commit_is_refused(repository):
     root, path, reference, _ = repository
     with pytest.raises(VceError, match=r"reference\.json: its run's commit 0123"):
         require_older_rules(reference(commit="0123456789" * 4), path, root)
+
+
+def test_the_pairs_of_a_report_are_those_that_most_methods_explain():
+    counts = {"a": 5, "b": 5, "of all images": 9, "screening": 2}
+    rows = [
+        {"world": "w", "classifier": "f", "method": method, "image": image}
+        for method, count in counts.items()
+        for image in range(count)
+    ]
+    assert usual_pairs(pd.DataFrame(rows)) == 5
