@@ -359,7 +359,7 @@ def test_every_claim_finds_its_tables_and_nothing_is_proven_by_four_images(runs,
     assert set(report["claims"]) == {f"C{k}" for k in range(1, 9)}
     assert all(claim["verdict"] != "supported" for claim in report["claims"].values())
     assert all(claim["note"] for claim in report["claims"].values() if claim["verdict"] == "not tested")
-    assert report["protocol"]["pairs"] == 10 and report["protocol"]["seeds"] == 1
+    assert report["protocol"]["pairs"] == 4 and report["protocol"]["seeds"] == 1
     grid, baselines, gradients = (
         pd.read_csv(out / f"tables/{name}.csv") for name in ("rt1-grid", "rt2-baselines", "rt3-gradients")
     )
