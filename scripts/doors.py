@@ -61,7 +61,8 @@ def tiny(config: dict) -> dict:
             "rating": {"trials": 2},
         },
         "vae": {name: {"epochs": 1, "batch_size": 128} for job in config["vae_jobs"] for name in job},
-        "autoencoders": {world: {"epochs": 1} for world in config["autoencoders"]},
+        # enough to learn something: a dead one is refused
+        "autoencoders": {world: {"epochs": 40} for world in config["autoencoders"]},
         "clarity": {
             "systems": {
                 name: {"copies": 1, "spaces": {space: {"epochs": 1, "batch_size": 128} for space in systems["spaces"]}}
