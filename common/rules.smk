@@ -10,6 +10,7 @@ SPLITS = f"{WORK}/common/splits"
 CLASSIFIERS = f"{WORK}/common/classifiers"
 ORACLES = f"{WORK}/common/oracles"
 GENERATORS = f"{WORK}/common/generators"
+AUTOENCODERS = f"{WORK}/common/autoencoders"
 JUDGES = ["augmented", "svm", "l2at", "features"]
 
 
@@ -168,7 +169,7 @@ rule class_autoencoders:
         splits=f"{SPLITS}/{{world}}.parquet",
         data=lambda wildcards: data_of(wildcards.world),
     output:
-        f"{WORK}/common/autoencoders/{{world}}.safetensors",
+        f"{AUTOENCODERS}/{{world}}.safetensors",
     log:
         f"{LOGS}/common/autoencoders-{{world}}.log",
     priority: 4

@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--systems", type=Path, required=True, help="folder of NAME-SEED.safetensors")
     parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
     parser.add_argument("--seed", type=int, required=True, help="the training seed that is shown in pictures")
+    parser.add_argument("--digits", type=int, nargs="+", required=True, help="classes of the latent that is drawn")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
     parser.add_argument("--out", type=Path, required=True, help="folder of NAME.png and NAME.svg")
     args = parser.parse_args()
@@ -254,19 +255,17 @@ def main() -> None:
     )
     table = pd.read_parquet(cells)
     table = table[table["adequate"] == 1]
-    shards = {
-        (shard.world, shard.classifier): shard
-        for path in args.batches
-        for shard in read_shards(path)
-        if shard.starts in ("pairs", "scenes") and "search" in shard.batches
-    }
-    of = {world: load_systems(args.systems / f"{world}-{args.seed}.safetensors") for world in ("mnist", "scenes")}
-    mnist = {name: shard for (world, name), shard in shards.items() if world == "mnist"}
-    scenes = {name: shard for (world, name), shard in shards.items() if world == "scenes"}
+    shards: dict[str, dict[str, Shard]] = {"mnist": {}, "scenes": {}}
+    for path in args.batches:
+        for shard in read_shards(path):
+            if shard.starts in ("pairs", "scenes") and "search" in shard.batches:
+                shards[shard.world][shard.classifier] = shard
+    mnist, scenes = shards["mnist"], shards["scenes"]
+    of = {world: load_systems(args.systems / f"{world}-{args.seed}.safetensors") for world in shards}
     toy = load_systems(args.systems / f"toy-{args.seed}.safetensors")
-    toy_table = pd.read_parquet(args.splits / "mnist.parquet")
-    digits = [4, 7, 9]
-    toy_images = datasets.load("mnist", toy_table[toy_table["label"].isin(digits)], "pairs", args.data)
+    table_of_digits = pd.read_parquet(args.splits / "mnist.parquet")
+    table_of_digits = table_of_digits[table_of_digits["label"].isin(args.digits)]
+    toy_images = datasets.load("mnist", table_of_digits, "pairs", args.data)
     files = {world: args.systems / f"{world}-{args.seed}.safetensors" for world in ("mnist", "scenes", "toy")}
     columns = [name for name in ("p.0", "p-m5", "l-mean.0", "l-sample.0", "l-sample-m5") if name in mnist]
     drawn = {
@@ -277,7 +276,7 @@ def main() -> None:
             grid(scenes, of["scenes"], sorted(scenes), "search", 0, args.data, args.seed),
             args.batches,
         ),
-        "rf4-latent-map": (latent_map(toy, toy_images, 9, digits), [files["toy"]]),
+        "rf4-latent-map": (latent_map(toy, toy_images, args.digits[-1], args.digits), [files["toy"]]),
         "rf5-confidence-realism": (confidence_realism(table), [cells]),
         "reconstructions": (
             reconstructions(list(of.values()), args.splits, args.data),

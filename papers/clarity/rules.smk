@@ -50,6 +50,16 @@ def clarity_systems(names, seed="{seed}"):
     return [f"{CLARITY_SYSTEMS}/{name}-{seed}.safetensors" for name in names]
 
 
+def clarity_files(names):
+    """The files of some systems, of every training seed that each has."""
+    return [
+        file
+        for name in names
+        for seed in clarity_seeds([name])
+        for file in clarity_systems([name], seed)
+    ]
+
+
 CLARITY_NAMES = sorted(
     {entry["systems"] for job in CLARITY["jobs"] for entry in clarity_entries(job)}
 )
@@ -58,12 +68,6 @@ CLARITY_SHARDS = [
     f"{CLARITY_BATCHES}/{'_'.join(job)}-{seed}.safetensors"
     for job in CLARITY["jobs"]
     for seed in clarity_seeds([entry["systems"] for entry in clarity_entries(job)])
-]
-CLARITY_FILES = [
-    file
-    for name in CLARITY_NAMES
-    for seed in clarity_seeds([name])
-    for file in clarity_systems([name], seed)
 ]
 
 
@@ -141,12 +145,7 @@ rule clarity_diagnostics:
     input:
         splits=rules.splits.output,
         data=sorted({file for world in CLARITY_MAIN for file in data_of(world)}),
-        systems=[
-            file
-            for name in CLARITY_MAIN
-            for seed in clarity_seeds([name])
-            for file in clarity_systems([name], seed)
-        ],
+        systems=clarity_files(CLARITY_MAIN),
     output:
         expand(
             f"{CLARITY_DIAGNOSTICS}/{{name}}.parquet",
@@ -175,13 +174,12 @@ rule clarity_diagnostics:
 rule clarity_measure:
     input:
         shards=CLARITY_SHARDS,
-        systems=CLARITY_FILES,
+        systems=clarity_files(CLARITY_NAMES),
         diagnostics=rules.clarity_diagnostics.output,
         splits=rules.splits.output,
         data=sorted({file for world in CLARITY_MAIN for file in data_of(world)}),
         autoencoders=[
-            f"{WORK}/common/autoencoders/{world}.safetensors"
-            for world in config["autoencoders"]
+            f"{AUTOENCODERS}/{world}.safetensors" for world in config["autoencoders"]
         ],
         oracles=expand(
             f"{ORACLES}/{{world}}-{{judge}}.safetensors",
@@ -201,7 +199,7 @@ rule clarity_measure:
     params:
         src=digest("papers.clarity.measure"),
         autoencoders=[
-            f"{world}={WORK}/common/autoencoders/{world}.safetensors"
+            f"{world}={AUTOENCODERS}/{world}.safetensors"
             for world in config["autoencoders"]
         ],
         systems=CLARITY_SYSTEMS,
@@ -315,7 +313,7 @@ rule clarity_figures:
             for shard in CLARITY_SHARDS
             if shard.endswith(f"-{config['seeds'][0]}.safetensors")
         ],
-        systems=CLARITY_FILES + clarity_systems(["toy"], config["seeds"][0]),
+        systems=clarity_files([*CLARITY_MAIN, "toy"]),
         splits=rules.splits.output,
         data=sorted({file for world in CLARITY_MAIN for file in data_of(world)}),
     output:
@@ -332,12 +330,13 @@ rule clarity_figures:
         systems=CLARITY_SYSTEMS,
         splits=SPLITS,
         seed=config["seeds"][0],
+        digits=CLARITY["systems"]["toy"]["classes"],
         results=f"{RESULTS}/clarity",
         folder=f"{FIGURES}/clarity",
     shell:
         "python -m papers.clarity.figures --results {params.results} --batches {input.shards}"
-        " --systems {params.systems} --splits {params.splits} --seed {params.seed} --out {params.folder}"
-        " 2> >(tee {log} >&2)"
+        " --systems {params.systems} --splits {params.splits} --seed {params.seed} --digits {params.digits}"
+        " --out {params.folder} 2> >(tee {log} >&2)"
 
 
 rule clarity_results:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.classifiers.oracles import JUDGES
 from common.errors import one_line_errors
 from common.files import write_atomic
 from common.statistics import paired_bootstrap
 
-JUDGES = ["oracle_share", "oracle_valid", "oracle_augmented", "oracle_svm", "oracle_l2at", "oracle_twin"]
+JUDGED = ["oracle_share", "oracle_valid", *(f"oracle_{judge}" for judge in JUDGES)]
 CHANGES = ["im1", "knn", "change", "distance", "dz", "twin_error", "steps"]
 LATENTS = ["bald", "latent_norm", "latent_nll", "round_trip", "diverged", "straightness"]
 CELL = ["world", "space", "m", "method", "strength"]
@@ -51,7 +52,7 @@ def grid_table(cells: pd.DataFrame) -> pd.DataFrame:
     class-mean shift, which needs no classifier, and the trivial anchors among them."""
     searches = ("search", "search/lambda", "plain-p", "plain-log-p")
     chosen = cells["method"].isin([*MATCHED, *(f"{m}/change" for m in MATCHED), *searches, *ANCHORS, "pixel-ascent"])
-    return summary(cells[chosen], [*JUDGES, "valid", "covered", *CHANGES, *LATENTS])
+    return summary(cells[chosen], [*JUDGED, "valid", "covered", *CHANGES, *LATENTS])
 
 
 def baseline_table(cells: pd.DataFrame, level: float) -> pd.DataFrame:
@@ -66,7 +67,7 @@ def baseline_table(cells: pd.DataFrame, level: float) -> pd.DataFrame:
     anchors = clarity & cells["method"].isin(ANCHORS)
     ascent = cells["method"] == "pixel-ascent"
     chosen = np.logical_or.reduce([*own, mine, anchors, ascent])
-    return summary(cells[chosen], [*JUDGES, "valid", "covered", *CHANGES])
+    return summary(cells[chosen], [*JUDGED, "valid", "covered", *CHANGES])
 
 
 def gradient_table(
@@ -101,14 +102,14 @@ def main() -> None:
     args = parser.parse_args()
     cells, kid = (pd.read_parquet(args.results / f"{name}.parquet") for name in ("cells", "kid"))
     cells = cells[(cells["adequate"] == 1) & (cells["space"] != "interaction")]
-    facts = [
+    gradients, agreement, convergence = (
         pd.read_parquet(args.diagnostics / f"{name}.parquet") for name in ("gradients", "agreement", "convergence")
-    ]
-    facts[0] = facts[0][facts[0]["adequate"] == 1]
+    )
+    gradients = gradients[gradients["adequate"] == 1]
     tables = {
         "rt1-grid": with_kid(grid_table(cells), kid),
         "rt2-baselines": with_kid(baseline_table(cells, args.level), kid),
-        "rt3-gradients": gradient_table(*facts, cells),
+        "rt3-gradients": gradient_table(gradients, agreement, convergence, cells),
     }
     for name, table in tables.items():
         write_atomic(args.out / f"{name}.csv", table.to_csv(index=False, float_format="%.4f"))

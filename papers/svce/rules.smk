@@ -48,7 +48,7 @@ def svce_diffusion(group):
     """The diffusion model, where a method of the group needs it."""
     used = {cell["optimiser"] for entry in group for cell in entry["cells"]}
     needed = used & {"pvce", "blended"}
-    return [f"{WORK}/common/generators/scenes-diffusion.safetensors"] if needed else []
+    return [f"{GENERATORS}/scenes-diffusion.safetensors"] if needed else []
 
 
 def svce_started(*starts):
