@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from common.errors import VceError
-from common.explain import ActiveSet
+from common.explain import ActiveSet, Objective
 
-Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Callback = Callable[[dict], None]
 
 MAX_PASSES = 100  # a backstop: each fourth pass halves the bracket

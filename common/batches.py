@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from common.errors import VceError
-from common.explain import STATUSES, CounterfactualBatch
+from common.explain import CounterfactualBatch
+from common.results import STATUSES
 from common.tensors import not_a, read_tensors, write_tensors
 
 HEADER = ("world", "starts", "classifier", "seed", "ids", "accuracy")  # the fields of a shard that are no tensors

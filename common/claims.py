@@ -174,27 +174,28 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
     base = {"claim": claim, "test": test.name, "role": test.role, "rule": _describe(test), "kind": test.kind}
     base["line"] = test.margin or test.bound or 0.0
     nothing = {"mean": np.nan, "low": np.nan, "high": np.nan, "n": 0, "seeds": "", "share": np.nan}
-    for where in (test.a, test.b or {}):
-        if select(rows, where).empty:
+    cells = [select(rows, where) for where in (test.a, test.b) if where is not None]
+    for cell, where in zip(cells, (test.a, test.b), strict=False):
+        if cell.empty:
             reason = "no rows with " + ", ".join(f"{k}={v}" for k, v in where.items())
             return Outcome(**base, **nothing, verdict="not tested", reason=reason)
     if test.kind == "max_below":
-        values = select(rows, test.a)[test.metric].to_numpy(float)
+        values = cells[0][test.metric].to_numpy(float)
         worst = float(values.max()) if not np.isnan(values).any() else np.nan
         verdict = "supported" if worst <= test.bound else "contradicted"
         found = {"mean": worst, "low": float(values.min()), "high": worst, "n": len(values)}
         return Outcome(**base, **found, seeds="", share=float(worst <= test.bound), verdict=verdict)
     if test.gate:
-        passing = select(rows, test.a).groupby("seed")[test.gate].min()
-        rows = rows[rows["seed"].isin(passing.index[passing == 1])]
-        if rows.empty:
+        passing = cells[0].groupby("seed")[test.gate].min()
+        cells = [cell[cell["seed"].isin(passing.index[passing == 1])] for cell in cells]
+        if cells[0].empty:
             return Outcome(**base, **nothing, verdict="not tested", reason=f"no training seed passes its {test.gate}")
     if test.kind == "set_difference":
-        estimate = _set_difference(test, rows)
+        estimate = _set_difference(test, cells)
         directions = [_direction(test, mean) for mean in estimate.by_seed]
     else:
-        estimate = paired_bootstrap(_values(test, rows, test.metric, test.at))
-        directions = [_direction(test, mean) for mean in _specifications(test, rows) if np.isfinite(mean)]
+        estimate = paired_bootstrap(_values(test, cells, test.metric, test.at))
+        directions = [_direction(test, mean) for mean in _specifications(test, cells) if np.isfinite(mean)]
     if test.kind in ("share_below", "rises"):
         # a share near 0 has a bootstrap interval of width 0; Wilson's, with images as trials, has not
         low, high = wilson(estimate.mean * estimate.n, estimate.n)
@@ -213,9 +214,8 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
     )
 
 
-def _set_difference(test: Test, rows: pd.DataFrame) -> Estimate:
+def _set_difference(test: Test, cells: list[pd.DataFrame]) -> Estimate:
     """metric(a) − metric(b) over whole sets: the mean over seeds at half 0, the interval from the other halves."""
-    cells = [select(rows, where) for where in (test.a, test.b)]
     for cell, where in zip(cells, (test.a, test.b), strict=True):
         if cell.duplicated(["seed", "half"]).any():
             raise VceError(f"test {test.name}: {where} is more than one set per seed; name its strength too")
@@ -228,13 +228,13 @@ def _set_difference(test: Test, rows: pd.DataFrame) -> Estimate:
     return Estimate(float(np.mean(by_seed)), low, high, int(min(cell["n"].min() for cell in cells)), by_seed)
 
 
-def _values(test: Test, rows: pd.DataFrame, metric: str, at: At) -> pd.DataFrame:
+def _values(test: Test, cells: list[pd.DataFrame], metric: str, at: At) -> pd.DataFrame:
     if test.kind == "rises":
-        return _falls(select(rows, test.a), metric)
-    a = read(select(rows, test.a), metric, at)
+        return _falls(cells[0], metric)
+    a = read(cells[0], metric, at)
     if test.b is None:
         return a
-    b = read(select(rows, test.b), metric, at)
+    b = read(cells[1], metric, at)
     if not (a.empty or b.empty or (a.index.equals(b.index) and a.columns.equals(b.columns))):
         raise VceError(
             f"test {test.name}: its cells hold other seeds or images, {a.shape} and {b.shape}; explain the same pairs"
@@ -254,10 +254,10 @@ def _falls(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     )
 
 
-def _specifications(test: Test, rows: pd.DataFrame) -> Iterator[float]:
+def _specifications(test: Test, cells: list[pd.DataFrame]) -> Iterator[float]:
     """The mean of every seed under every recorded choice of metric and match."""
     for metric, at in product((test.metric, *test.also_metric), (test.at, *test.also_at)):
-        yield from np.nanmean(_values(test, rows, metric, at), axis=1)
+        yield from np.nanmean(_values(test, cells, metric, at), axis=1)
 
 
 def _direction(test: Test, mean: float) -> bool:

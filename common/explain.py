@@ -19,7 +19,7 @@ from torch import Tensor
 from common.errors import VceError
 
 MAX_STRENGTHS = 8
-STATUSES = ("ok", "not_flipped", "diverged", "skipped", "unreadable")
+Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Explainer(Protocol):
     ) -> CounterfactualBatch: ...
 
 
-def log_confidence(classifier: torch.nn.Module, target: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def log_confidence(classifier: torch.nn.Module, target: Tensor) -> Objective:
     """The objective log p_f(target | x) and its gradient, in one forward and one backward pass.
 
     Returns `value_and_grad(x, rows)`: `x` is M×C×H×W, `rows` the M sample numbers that pick their targets; the answer

@@ -1,5 +1,6 @@
 """Reading a metric off a path: at a strength, at a fixed confidence, or at the first own success."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -44,23 +45,33 @@ def read(rows: pd.DataFrame, metric: str, at: At) -> pd.DataFrame:
 
     `rows` holds one method, classifier and world.
     """
+    return read_all(rows, [metric], at)[metric]
+
+
+def read_all(rows: pd.DataFrame, metrics: Sequence[str], at: At) -> dict[str, pd.DataFrame]:
+    """The tables of `read` for several metrics of the same rows."""
     if at.strength is not None:
         rows = rows[np.isclose(rows["strength"], at.strength)]
-        return _matrix(rows, rows[metric])
+        return _matrices(rows, {metric: rows[metric].to_numpy(float) for metric in metrics})
     if at.each:
-        mean = rows.groupby(["seed", "image"], as_index=False)[metric].mean()
-        return _matrix(mean, mean[metric])
+        mean = rows.groupby(["seed", "image"], as_index=False)[list(metrics)].mean()
+        return _matrices(mean, {metric: mean[metric].to_numpy(float) for metric in metrics})
     ordered = rows.sort_values(["seed", "image", "strength"])
     first = ~ordered.duplicated(["seed", "image"]).to_numpy()
     path = first.cumsum() - 1
     place = np.arange(len(ordered)) - np.flatnonzero(first)[path] if len(ordered) else path
-    # paths × strengths, shorter paths padded with NaN
-    confidence, values = (np.full((path[-1] + 1, place.max() + 1) if len(path) else (0, 1), np.nan) for _ in range(2))
-    confidence[path, place] = ordered["confidence"]
-    values[path, place] = ordered[metric]
+    shape = (path[-1] + 1, place.max() + 1) if len(path) else (0, 1)
+
+    def paths(column: str) -> np.ndarray:
+        """Paths × strengths, shorter paths padded with NaN."""
+        values = np.full(shape, np.nan)
+        values[path, place] = ordered[column]
+        return values
+
+    confidence = paths("confidence")
     read_path = _at_confidence if at.confidence is not None else _at_first_success
     level = at.confidence if at.confidence is not None else at.first_success
-    return _matrix(ordered[first], pd.Series(read_path(confidence, values, level), dtype=float))
+    return _matrices(ordered[first], {metric: read_path(confidence, paths(metric), level) for metric in metrics})
 
 
 def reached(rows: pd.DataFrame, level: float) -> float:
@@ -82,8 +93,8 @@ def _at_confidence(confidence: np.ndarray, values: np.ndarray, level: float) -> 
     found, before = values[everyone, j], values[everyone, i]
     with np.errstate(invalid="ignore", divide="ignore"):
         share = (level - confidence[everyone, i]) / (confidence[everyone, j] - confidence[everyone, i])
-    crossing = above.any(1) & (j > 0) & ~np.isnan(before)
-    return np.where(crossing, before + share * (found - before), found)
+        crossing = above.any(1) & (j > 0) & ~np.isnan(before)
+        return np.where(crossing, before + share * (found - before), found)
 
 
 def _at_first_success(confidence: np.ndarray, values: np.ndarray, level: float) -> np.ndarray:
@@ -92,8 +103,14 @@ def _at_first_success(confidence: np.ndarray, values: np.ndarray, level: float) 
     return np.where(above.any(1), values[np.arange(len(values)), above.argmax(1)], 0.0)
 
 
-def _matrix(keys: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
-    table = pd.DataFrame(
-        {"seed": keys["seed"].to_numpy(), "image": keys["image"].to_numpy(), "value": values.to_numpy()}
-    )
-    return table.pivot(index="seed", columns="image", values="value").sort_index().sort_index(axis=1).astype(float)
+def _matrices(keys: pd.DataFrame, columns: dict[str, np.ndarray]) -> dict[str, pd.DataFrame]:
+    index, row = np.unique(keys["seed"].to_numpy(), return_inverse=True)
+    images, column = np.unique(keys["image"].to_numpy(dtype=object), return_inverse=True)
+    if len(np.unique(row * len(images) + column)) < len(keys):
+        raise ValueError("a seed and image occur twice")
+    tables = {}
+    for name, values in columns.items():
+        table = np.full((len(index), len(images)), np.nan)
+        table[row, column] = values
+        tables[name] = pd.DataFrame(table, pd.Index(index, name="seed"), pd.Index(images, name="image"))
+    return tables

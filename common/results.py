@@ -7,9 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from common.errors import VceError
-from common.explain import STATUSES
 from common.files import atomic_path
 
+STATUSES = ("ok", "not_flipped", "diverged", "skipped", "unreadable")
+JUDGES = ("augmented", "svm", "l2at", "twin")  # of the oracle panel
 KEY = ["world", "method", "classifier", "image", "source", "target", "seed", "strength"]
 
 COLUMNS = {

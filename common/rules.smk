@@ -1,9 +1,11 @@
-# What more than one paper needs: data files, split tables, classifiers, oracle panels, generators, class autoencoders.
+# What more than one paper needs: data files, split tables, classifiers, oracle panels, generators, class autoencoders,
+# the figure of its verdicts.
 
 
 wildcard_constraints:
     world="[a-z-]+",
     seed="[0-9]+",
+    paper="[a-z]+",
 
 
 SPLITS = f"{WORK}/common/splits"
@@ -153,7 +155,7 @@ for job in config["vae_jobs"]:
             ],
         log:
             f"{LOGS}/common/generators/{name}.log",
-        priority: 5 if job == config["vae_jobs"][0] else 4
+        priority: 7 if job == config["vae_jobs"][0] else 4
         params:
             src=digest("common.generators.train"),
             recipes=json.dumps({vae: config["vae"][vae] for vae in job}),
@@ -179,3 +181,18 @@ rule class_autoencoders:
     shell:
         "python -m common.metrics.im1 --world {wildcards.world} --splits {input.splits} --recipe {params.recipe:q}"
         " --out {output} 2> >(tee {log} >&2)"
+
+
+rule verdict_figure:
+    input:
+        f"{RESULTS}/{{paper}}/tables/tests.csv",
+    output:
+        f"{FIGURES}/{{paper}}/verdicts.png",
+        f"{FIGURES}/{{paper}}/verdicts.svg",
+    log:
+        f"{LOGS}/{{paper}}/verdict_figure.log",
+    priority: 2
+    params:
+        src=digest("common.verdict_figure"),
+    shell:
+        "python -m common.verdict_figure --tests {input} --out {output[0]} 2> >(tee {log} >&2)"

@@ -1,11 +1,14 @@
 """A scale is one file of config/; it may build on another and say only what differs. Imports no torch."""
 
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
 from common.errors import VceError
 from common.files import ROOT
+
+Recipe = TypeVar("Recipe")
 
 
 def load_scale(name: str, root: Path = ROOT) -> dict:
@@ -34,3 +37,11 @@ def _over(base: dict, own: dict) -> dict:
         both = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _over(base[key], value) if both else value
     return merged
+
+
+def parse_recipe(kind: type[Recipe], fields: dict) -> Recipe:
+    """A recipe, a dataclass, from a config file's fields. Raises VceError naming the field that is wrong."""
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise VceError(f"recipe {fields}: {error}; fix it in config/") from error

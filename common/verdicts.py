@@ -12,7 +12,7 @@ import pandas as pd
 from common.claims import judge, load_claims, rules_hash
 from common.errors import one_line_errors
 from common.files import sha256, write_atomic
-from common.matching import At, reached, read, start_above
+from common.matching import At, reached, read, read_all, start_above
 from common.results import recipe_hash
 from common.statistics import paired_bootstrap
 
@@ -51,8 +51,8 @@ def method_table(rows: pd.DataFrame, level: float) -> pd.DataFrame:
         honest = paired_bootstrap(read(cell, "oracle_valid", At(first_success=level)))
         line |= {"n": honest.n, "seeds": len(honest.by_seed), "honest": honest.mean}
         line |= {"honest_low": honest.low, "honest_high": honest.high}
-        for metric in TABLE_METRICS:
-            estimate = paired_bootstrap(read(cell, metric, At(confidence=level)))
+        for metric, values in read_all(cell, TABLE_METRICS, At(confidence=level)).items():
+            estimate = paired_bootstrap(values)
             line |= {metric: estimate.mean, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
         table.append(line)
     return pd.DataFrame(table, columns=METHOD_COLUMNS)

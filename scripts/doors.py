@@ -175,14 +175,16 @@ def edited_modules(doors: Doors) -> None:
     expected = {
         "common/figures.py": {
             "svce_figures",
-            "svce_verdict_figures",
+            "svce_judged_figures",
             "svce_grids",
             "svce_photos",
             "clarity_figures",
+            "clarity_grids",
+            "verdict_figure",
         },
-        "papers/svce/exactness.py": {"svce_exactness", "svce_verdicts", "svce_verdict_figures"},
+        "papers/svce/exactness.py": {"svce_exactness", "svce_verdicts", "svce_judged_figures", "verdict_figure"},
         "papers/clarity/tables.py": {"clarity_tables"},
-        "common/verdicts.py": {"svce_verdicts", "svce_verdict_figures", "clarity_verdicts", "clarity_figures"},
+        "common/verdicts.py": {"svce_verdicts", "svce_judged_figures", "clarity_verdicts", "verdict_figure"},
     }
     for name, rules in expected.items():
         file = doors.folder / name

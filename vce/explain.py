@@ -89,9 +89,9 @@ def check_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
     """The strengths sorted, each once. Raises VceError unless they are 1 to 8 positive numbers."""
     for strength in strengths:
         if not (math.isfinite(strength) and strength > 0):
-            raise VceError(f"--radius {strength}: give a positive number")
+            raise VceError(f"--strength {strength}: give a positive number")
     if len(set(strengths)) > MAX_STRENGTHS:
-        raise VceError(f"--radius: {len(set(strengths))} values; at most {MAX_STRENGTHS} in one run")
+        raise VceError(f"--strength: {len(set(strengths))} values; at most {MAX_STRENGTHS} in one run")
     return tuple(sorted(set(strengths)))
 
 

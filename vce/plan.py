@@ -59,23 +59,24 @@ def jobs_to_run(scale: str) -> tuple[Counter, list[str]]:
     return jobs, re.findall(r"^(?:local)?rule fetch:\n    input: .*\n    output: (\S+)$", text, re.MULTILINE)
 
 
-def pass_seconds() -> float:
+def small_pass() -> float:
     """Measured seconds of one forward + backward pass of the small classifier per image, on this machine."""
     import torch
 
     from common.classifiers.architectures import strided_cnn
-    from papers.svce.shards import model_pass_seconds
+    from common.explain import log_confidence
+    from common.shards import pass_seconds
 
     torch.set_num_threads(1)
-    images = torch.rand(64, 3, 32, 32)
-    return model_pass_seconds(strided_cnn(3, 5).eval(), images, torch.zeros(64, dtype=torch.long))
+    objective = log_confidence(strided_cnn(3, 5).eval(), torch.zeros(64, dtype=torch.long))
+    return pass_seconds(objective, torch.rand(64, 3, 32, 32))
 
 
 def plan(scale: str) -> tuple[list[Target], list[str]]:
     """The targets of a scale that are still to run, and the data files still to fetch."""
     config = load_scale(scale)
     jobs, fetched = jobs_to_run(scale)
-    small = pass_seconds()
+    small = small_pass()
     costs = {
         "svce_photos": (PHOTO_PASS_SECONDS, PHOTO_GIB),
         "diffusion": (UNET_PASS_SECONDS, JOB_GIB),

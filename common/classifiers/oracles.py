@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from common.classifiers.checkpoints import load_checkpoint
 
-JUDGES = ("augmented", "svm", "l2at", "twin")
-
 
 @dataclass(frozen=True)
 class Panel:

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from common.attacks import Objective, apgd_l1, apgd_l2, apgd_linf
+from common.attacks import apgd_l1, apgd_l2, apgd_linf
 from common.classifiers.checkpoints import load_checkpoint
 from common.data import datasets
 from common.errors import VceError, one_line_errors
-from common.explain import Streams
+from common.explain import Objective, Streams
 from common.files import atomic_path
 from common.progress import Progress
 from common.statistics import paired_bootstrap

@@ -19,6 +19,7 @@ from common.classifiers.training import Recipe, accuracy, fit_temperature, train
 from common.data import datasets
 from common.errors import VceError, one_line_errors
 from common.progress import Progress
+from common.scales import parse_recipe
 
 # no explained system shares these seeds; the net whose features measure realism is no judge of validity
 ORACLE_SEEDS = {"augmented": 1000, "l2at": 1000, "features": 2000}
@@ -81,7 +82,7 @@ def train_classifiers(world: str, table: pd.DataFrame, data: Path, recipes: dict
         if "packaged" in fields:
             adopt_packaged(world, table, data, fields, seed, path)
         else:
-            train_classifier(world, table, data, parse_recipe(fields), seed, "systems", path)
+            train_classifier(world, table, data, parse_recipe(Recipe, fields), seed, "systems", path)
 
 
 def train_oracles(world: str, table: pd.DataFrame, data: Path, recipes: dict[str, Recipe], out: Path) -> None:
@@ -109,18 +110,10 @@ def main() -> None:
     for world, recipes in args.recipes.items():
         table = pd.read_parquet(args.splits / f"{world}.parquet")
         if args.what == "oracles":
-            parsed = {name: parse_recipe(fields) for name, fields in recipes.items()}
+            parsed = {name: parse_recipe(Recipe, fields) for name, fields in recipes.items()}
             train_oracles(world, table, args.data, parsed, args.out)
         else:
             train_classifiers(world, table, args.data, recipes, args.seed, args.out / world)
-
-
-def parse_recipe(fields: dict) -> Recipe:
-    """A `Recipe` from a config file's fields. Raises VceError naming the field that is wrong."""
-    try:
-        return Recipe(**fields)
-    except TypeError as error:
-        raise VceError(f"training recipe {fields}: {error}; fix it in config/") from error
 
 
 if __name__ == "__main__":

@@ -108,6 +108,11 @@ def load(name: str, table: pd.DataFrame, split: str, data: Path, n: int | None =
     return load_ids(name, tuple(rows["id"]), data)
 
 
+def targets(table: pd.DataFrame, ids: tuple[str, ...]) -> Tensor:
+    """The N target classes that the split table drew for these images."""
+    return torch.tensor(table.set_index("id").loc[list(ids), "target"].to_numpy())
+
+
 @functools.lru_cache(maxsize=16)
 def load_ids(name: str, ids: tuple[str, ...], data: Path) -> Images:
     """The images with these ids, in this order; the last sets are kept, since a job asks for them again and again."""
@@ -200,6 +205,7 @@ def _pool(name: str, needed: int, data: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array([f"mnist-{i:04d}" for i in range(len(labels))]), labels
 
 
+@functools.lru_cache(maxsize=1)
 def _mnist(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """5,000 rows of 784 pixel values and a label."""
     try:

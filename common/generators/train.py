@@ -14,9 +14,10 @@ import pandas as pd
 import torch
 
 from common.data import datasets
-from common.errors import VceError, one_line_errors
+from common.errors import one_line_errors
 from common.generators import diffusion, vae
 from common.progress import Progress
+from common.scales import parse_recipe
 
 
 def train_score_model(
@@ -72,14 +73,6 @@ def main() -> None:
             table = table[table["label"].isin(classes)]
         for seed in seeds:
             train_autoencoder(world, table, args.data, recipe, seed, args.out / f"{name}-{seed}.safetensors")
-
-
-def parse_recipe(kind: type, fields: dict) -> diffusion.Recipe | vae.Recipe:
-    """A recipe from a config file's fields. Raises VceError naming the field that is wrong."""
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise VceError(f"recipe {fields}: {error}; fix it in config/") from error
 
 
 if __name__ == "__main__":

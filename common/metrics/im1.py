@@ -47,7 +47,8 @@ class ClassAutoencoders(nn.Module):
 
     def __init__(self, n_classes: int):
         super().__init__()
-        self.of_class = nn.ModuleList(autoencoder() for _ in range(n_classes))
+        networks = nn.ModuleList(autoencoder() for _ in range(n_classes))
+        self.of_class = networks.to(memory_format=torch.channels_last)  # twice as fast
 
     @torch.no_grad()
     def errors(self, images: Tensor, classes: Tensor, batch_size: int = 256) -> Tensor:
@@ -77,7 +78,7 @@ def train_autoencoders(
         networks = ClassAutoencoders(n_classes)
     for label, network in enumerate(networks.of_class):
         images = fit.images[fit.labels == label]
-        optimiser = torch.optim.Adam(network.parameters(), recipe.learning_rate)
+        optimiser = torch.optim.Adam(network.parameters(), recipe.learning_rate, fused=True)
         batches = -(-len(images) // recipe.batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, 2 * recipe.learning_rate, total_steps=recipe.epochs * batches
@@ -103,12 +104,12 @@ def train_autoencoders(
 
 def load_autoencoders(path: Path | str) -> ClassAutoencoders:
     """The autoencoders in a file of this job, frozen. Raises VceError when it is damaged or not one of ours."""
-    header, state = read_tensors(path, "autoencoders")
+    header, state = read_tensors(path, "class-autoencoder")
     try:
         networks = ClassAutoencoders(header["n_classes"])
         networks.load_state_dict(state, strict=True)
     except (KeyError, RuntimeError) as error:
-        raise not_a("autoencoders", path, "its tensors are not those of its networks") from error
+        raise not_a("class-autoencoder", path, "its tensors are not those of its networks") from error
     return networks.eval().requires_grad_(False)
 
 
@@ -126,7 +127,7 @@ def main() -> None:
     fit, held_out = (datasets.load(args.world, table, split, args.data) for split in ("oracles", "calibration"))
     with Progress(f"autoencoders {args.world}", total=n_classes, unit="classes") as progress:
         networks = train_autoencoders(fit, held_out, n_classes, Recipe(**args.recipe), progress)
-    write_tensors(args.out, "autoencoders", networks.state_dict(), {"n_classes": n_classes, "recipe": args.recipe})
+    write_tensors(args.out, "class-autoencoder", networks.state_dict(), {"n_classes": n_classes, "recipe": args.recipe})
 
 
 if __name__ == "__main__":

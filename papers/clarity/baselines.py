@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.explain import ActiveSet, CounterfactualBatch, Streams, finish, log_confidence
 from papers.clarity.explain import decoded, explain
-from papers.clarity.method import BETA1, BETA2, EPS
+from papers.clarity.method import adam_step
 from papers.clarity.systems import System
 
 PIXEL_STEP = 0.2  # Schut et al.: a fifth of the range
@@ -95,8 +95,8 @@ def revise_adam(
         best = torch.where((better | sound & least.isinf())[..., None], z[:, None], best)
         if callback:
             callback({"k": k, "z": z})
-        m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g.square()
-        z = z + lr * (m / (1 - BETA1 ** (k + 1))) / ((v / (1 - BETA2 ** (k + 1))).sqrt() + EPS)
+        step, m, v = adam_step(g, m, v, k)
+        z = z + lr * step
     evaluations = torch.full((n, len(strengths)), steps + 1)
     return decoded(images, source, target, z0, best, strengths, classifier, evaluations, least.isinf() & ~sound)
 

@@ -18,7 +18,7 @@ from common.errors import one_line_errors
 from common.explain import Streams, log_confidence
 from common.files import atomic_path
 from common.progress import Progress
-from papers.clarity.names import cell_of, parse
+from papers.clarity.names import cell_names, cell_of, parse
 from papers.clarity.systems import System, Systems, load_systems
 
 PLATEAU = 1e-4  # Q1: a gradient of p_t shorter than this is a plateau
@@ -97,7 +97,7 @@ def measure_systems(
     the latents of its first n."""
     world, seed = systems.world, systems.seed
     everyone, pairs = (datasets.load(world, table, "pairs", data, k) for k in (None, n))
-    target = torch.tensor(table.set_index("id").loc[list(pairs.ids), "target"].to_numpy())
+    target = datasets.targets(table, pairs.ids)
     rng = Streams(seed, pairs.ids, tuple(target.tolist()))
     mean, reconstruction = systems.vae.latents(everyone.images)[0], systems.vae.reconstruct(everyone.images)
     z0 = mean[:n]
@@ -136,7 +136,7 @@ def over_members(table: pd.DataFrame) -> pd.DataFrame:
     """The same with single members, the cell m = 1, averaged; `classifier` then names the cell."""
     keys = ["world", "seed", "space", "m", "image"]
     mean = table.groupby(keys, as_index=False).mean(numeric_only=True)
-    return mean.assign(classifier=mean["space"] + "-m" + mean["m"].astype(str))
+    return mean.assign(classifier=cell_names(mean))
 
 
 def reconstruction_gate(accuracy: pd.DataFrame) -> pd.DataFrame:

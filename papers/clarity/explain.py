@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from common.errors import VceError
-from common.explain import CounterfactualBatch, Streams, log_confidence
-from papers.clarity.method import Objective, follow_direction, latent_search, straight
+from common.explain import CounterfactualBatch, Objective, Streams, log_confidence
+from papers.clarity.method import follow_direction, latent_search, straight
 from papers.clarity.systems import System
 
 

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from common.explain import ActiveSet
+from common.attacks import unit
+from common.explain import ActiveSet, Objective
 
-Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Callback = Callable[[dict], None]
 
 CHECK_EVERY = 16  # steps between looks at who has finished
@@ -92,11 +92,16 @@ def latent_search(
             g = g * log_p.exp()[:, None]
         g = g - 2 * lam * (z - origin)
         if optimiser == "adam":
-            m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g.square()
-            g = (m / (1 - BETA1 ** (k + 1))) / ((v / (1 - BETA2 ** (k + 1))).sqrt() + EPS)
+            g, m, v = adam_step(g, m, v, k)
         move = torch.where(finished[:, None], 0.0, lr * g)
         z, travelled = z + move, travelled + move.norm(dim=1)
     return path
+
+
+def adam_step(g: Tensor, m: Tensor, v: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Adam's ascent direction of its step k (from 0) along the gradient g, and its new moments m and v."""
+    m, v = BETA1 * m + (1 - BETA1) * g, BETA2 * v + (1 - BETA2) * g.square()
+    return (m / (1 - BETA1 ** (k + 1))) / ((v / (1 - BETA2 ** (k + 1))).sqrt() + EPS), m, v
 
 
 def follow_direction(
@@ -113,17 +118,13 @@ def follow_direction(
     z, found = z0, []
     for k in range(1, max(marks) + 1):
         g = direction(z)
-        z = z + torch.where(g.isfinite().all(1, keepdim=True), step * _unit(g), 0.0)
+        z = z + torch.where(g.isfinite().all(1, keepdim=True), step * unit(g), 0.0)
         if k in marks:
-            found.append(z0 + marks[k] * _unit(z - z0))
+            found.append(z0 + marks[k] * unit(z - z0))
     return torch.stack(found, 1), torch.tensor(list(marks)).expand(len(z0), -1)
 
 
 def straight(z0: Tensor, towards: Tensor, radii: Sequence[float]) -> Tensor:
     """z0 + r·(towards − z0)/‖towards − z0‖ for every r: N×S×d. With class means of the latents it is the class-mean
     shift, the control that needs no classifier."""
-    return z0[:, None] + torch.tensor(radii, dtype=z0.dtype)[:, None] * _unit(towards - z0)[:, None]
-
-
-def _unit(g: Tensor) -> Tensor:
-    return g / g.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return z0[:, None] + torch.tensor(radii, dtype=z0.dtype)[:, None] * unit(towards - z0)[:, None]

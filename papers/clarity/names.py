@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+PANEL = ("augmented", "svm", "l2at")
 SPACES = {
     "p": "pixels (P)",
     "pr": "reconstructions (PR)",
@@ -31,6 +32,11 @@ def parse(name: str) -> tuple[str, list[int], str]:
         return space, [int(member)], "mixture"
     space, _, count = name.removesuffix("-log").rpartition("-m")
     return space, list(range(int(count))), "mean-log" if name.endswith("-log") else "mixture"
+
+
+def cell_names(table):
+    """The cell of each row of a data frame with columns space and m."""
+    return table["space"] + "-m" + table["m"].astype(str)
 
 
 def cell_of(classifier: str) -> tuple[str, int]:

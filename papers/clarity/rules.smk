@@ -2,21 +2,26 @@
 CLARITY = config["clarity"]
 CLARITY_SYSTEMS = f"{WORK}/clarity/systems"
 CLARITY_BATCHES = f"{WORK}/clarity/batches"
+CLARITY_MEASURED = f"{WORK}/clarity/measured"
 CLARITY_DIAGNOSTICS = f"{RESULTS}/clarity/diagnostics"
-CLARITY_FIGURES = [
-    "rf1-matched-distance",
-    "rf2-convergence",
+CLARITY_GRIDS = [
     "rf3-grid",
     "rf3-grid-scenes",
     "rf4-latent-map",
-    "rf5-confidence-realism",
     "reconstructions",
     "samples",
+]
+CLARITY_FIGURES = [
+    "rf1-matched-distance",
+    "rf2-convergence",
+    "rf5-confidence-realism",
     "plateau",
-    "verdicts",
 ]
 CLARITY_TABLES = ["rt1-grid", "rt2-baselines", "rt3-gradients"]
-FIGURES_OF["clarity"] = [f"{FIGURES}/clarity/{name}.png" for name in CLARITY_FIGURES]
+FIGURES_OF["clarity"] = [
+    f"{FIGURES}/clarity/{name}.png"
+    for name in [*CLARITY_GRIDS, *CLARITY_FIGURES, "verdicts"]
+]
 RESULTS_OF["clarity"] = [
     f"{RESULTS}/clarity/claims.json",
     *[f"{RESULTS}/clarity/tables/{name}.csv" for name in CLARITY_TABLES],
@@ -64,11 +69,16 @@ CLARITY_NAMES = sorted(
     {entry["systems"] for job in CLARITY["jobs"] for entry in clarity_entries(job)}
 )
 CLARITY_MAIN = [name for name in CLARITY_NAMES if name in config["splits"]]
-CLARITY_SHARDS = [
-    f"{CLARITY_BATCHES}/{'_'.join(job)}-{seed}.safetensors"
-    for job in CLARITY["jobs"]
-    for seed in clarity_seeds([entry["systems"] for entry in clarity_entries(job)])
-]
+
+
+def clarity_shards(seed):
+    """The files of shards of one training seed."""
+    return [
+        f"{CLARITY_BATCHES}/{'_'.join(job)}-{seed}.safetensors"
+        for job in CLARITY["jobs"]
+        if int(seed)
+        in clarity_seeds([entry["systems"] for entry in clarity_entries(job)])
+    ]
 
 
 for job in CLARITY["train_jobs"]:
@@ -96,7 +106,7 @@ for job in CLARITY["train_jobs"]:
             clarity_systems(job),
         log:
             f"{LOGS}/clarity/train/{name}-{{seed}}.log",
-        priority: 4
+        priority: 6
         params:
             src=digest("papers.clarity.train"),
             entries=json.dumps({entry: CLARITY["systems"][entry] for entry in job}),
@@ -130,7 +140,7 @@ for job in CLARITY["jobs"]:
             f"{CLARITY_BATCHES}/{name}-{{seed}}.cost.json",
         log:
             f"{LOGS}/clarity/explain/{name}-{{seed}}.log",
-        priority: 3
+        priority: 5 if "baselines" in job else 4
         params:
             src=digest("papers.clarity.shards"),
             group=json.dumps(entries),
@@ -159,7 +169,7 @@ rule clarity_diagnostics:
         ),
     log:
         f"{LOGS}/clarity/diagnostics.log",
-    priority: 4
+    priority: 3
     params:
         src=digest("papers.clarity.diagnostics"),
         sizes=json.dumps(CLARITY["diagnosed"]),
@@ -173,9 +183,13 @@ rule clarity_diagnostics:
 
 rule clarity_measure:
     input:
-        shards=CLARITY_SHARDS,
-        systems=clarity_files(CLARITY_NAMES),
-        diagnostics=rules.clarity_diagnostics.output,
+        shards=lambda wildcards: clarity_shards(wildcards.seed),
+        systems=lambda wildcards: [
+            file
+            for name in CLARITY_NAMES
+            if int(wildcards.seed) in clarity_seeds([name])
+            for file in clarity_systems([name], wildcards.seed)
+        ],
         splits=rules.splits.output,
         data=sorted({file for world in CLARITY_MAIN for file in data_of(world)}),
         autoencoders=[
@@ -188,14 +202,12 @@ rule clarity_measure:
         ),
     output:
         expand(
-            f"{RESULTS}/clarity/{{name}}.parquet",
-            name=["rows", "cells", "coverage", "factors", "plateau", "kid"],
+            f"{CLARITY_MEASURED}/{{{{seed}}}}/{{name}}.parquet",
+            name=["rows", "kid", "gate"],
         ),
-        gate=f"{RESULTS}/clarity/tables/oracle_gate.csv",
-        cost=f"{WORK}/clarity/cost.parquet",
     log:
-        f"{LOGS}/clarity/measure.log",
-    priority: 2
+        f"{LOGS}/clarity/measure-{{seed}}.log",
+    priority: 4
     params:
         src=digest("papers.clarity.measure"),
         autoencoders=[
@@ -203,26 +215,57 @@ rule clarity_measure:
             for world in config["autoencoders"]
         ],
         systems=CLARITY_SYSTEMS,
-        diagnostics=CLARITY_DIAGNOSTICS,
         splits=SPLITS,
         oracles=ORACLES,
+        folder=CLARITY_MEASURED,
+    shell:
+        "python -m papers.clarity.measure --shards {input.shards} --systems {params.systems}"
+        " --autoencoders {params.autoencoders} --splits {params.splits} --oracles {params.oracles}"
+        " --out {params.folder}/{wildcards.seed} 2> >(tee {log} >&2)"
+
+
+rule clarity_cells:
+    input:
+        expand(
+            f"{CLARITY_MEASURED}/{{seed}}/{{name}}.parquet",
+            seed=config["seeds"],
+            name=["rows", "kid", "gate"],
+        ),
+        costs=[
+            shard.replace(".safetensors", ".cost.json")
+            for seed in config["seeds"]
+            for shard in clarity_shards(seed)
+        ],
+        diagnostics=rules.clarity_diagnostics.output,
+    output:
+        expand(
+            f"{RESULTS}/clarity/{{name}}.parquet",
+            name=["rows", "cells", "coverage", "factors", "plateau", "kid"],
+        ),
+        gate=f"{RESULTS}/clarity/tables/oracle_gate.csv",
+        cost=f"{WORK}/clarity/cost.parquet",
+    log:
+        f"{LOGS}/clarity/cells.log",
+    priority: 3
+    params:
+        src=digest("papers.clarity.cells"),
+        measured=[f"{CLARITY_MEASURED}/{seed}" for seed in config["seeds"]],
+        diagnostics=CLARITY_DIAGNOSTICS,
         level=config["match_at"],
         changes=json.dumps(CLARITY["changes"]),
         folder=f"{RESULTS}/clarity",
     shell:
-        "python -m papers.clarity.measure --shards {input.shards} --systems {params.systems}"
-        " --diagnostics {params.diagnostics} --autoencoders {params.autoencoders} --splits {params.splits}"
-        " --oracles {params.oracles} --level {params.level} --changes {params.changes:q} --out {params.folder}"
-        " --cost {output.cost}"
-        " 2> >(tee {log} >&2)"
+        "python -m papers.clarity.cells --measured {params.measured} --costs {input.costs}"
+        " --diagnostics {params.diagnostics} --level {params.level} --changes {params.changes:q}"
+        " --out {params.folder} --cost {output.cost} 2> >(tee {log} >&2)"
 
 
 rule clarity_verdicts:
     input:
-        rules.clarity_measure.output,
+        rules.clarity_cells.output,
         rules.clarity_diagnostics.output,
         claims="papers/clarity/claims.yaml",
-        gate=rules.clarity_measure.output.gate,
+        gate=rules.clarity_cells.output.gate,
     output:
         claims=f"{RESULTS}/clarity/claims.json",
         tables=expand(
@@ -262,7 +305,7 @@ rule clarity_verdicts:
                 "clarity": CLARITY,
                 "metrics": [
                     digest(f"papers.clarity.{module}")
-                    for module in ("measure", "diagnostics")
+                    for module in ("measure", "cells", "diagnostics")
                 ],
                 "judgement": digest("common.verdicts"),
                 "methods": digest("papers.clarity.shards"),
@@ -285,7 +328,7 @@ rule clarity_verdicts:
 
 rule clarity_tables:
     input:
-        rules.clarity_measure.output,
+        rules.clarity_cells.output,
         rules.clarity_diagnostics.output,
     output:
         expand(f"{RESULTS}/clarity/tables/{{name}}.csv", name=CLARITY_TABLES),
@@ -303,19 +346,37 @@ rule clarity_tables:
         " --level {params.level} --out {params.folder} 2> >(tee {log} >&2)"
 
 
-rule clarity_figures:
+rule clarity_grids:
     input:
-        rules.clarity_measure.output,
-        rules.clarity_diagnostics.output,
-        tests=f"{RESULTS}/clarity/tables/tests.csv",
-        shards=[
-            shard
-            for shard in CLARITY_SHARDS
-            if shard.endswith(f"-{config['seeds'][0]}.safetensors")
-        ],
-        systems=clarity_files([*CLARITY_MAIN, "toy"]),
+        shards=clarity_shards(config["seeds"][0]),
+        systems=clarity_systems([*CLARITY_MAIN, "toy"], config["seeds"][0]),
         splits=rules.splits.output,
         data=sorted({file for world in CLARITY_MAIN for file in data_of(world)}),
+    output:
+        expand(
+            f"{FIGURES}/clarity/{{name}}.{{suffix}}",
+            name=CLARITY_GRIDS,
+            suffix=["png", "svg"],
+        ),
+    log:
+        f"{LOGS}/clarity/grids.log",
+    priority: 2
+    params:
+        src=digest("papers.clarity.grids"),
+        systems=CLARITY_SYSTEMS,
+        splits=SPLITS,
+        seed=config["seeds"][0],
+        digits=CLARITY["systems"]["toy"]["classes"],
+        folder=f"{FIGURES}/clarity",
+    shell:
+        "python -m papers.clarity.grids --batches {input.shards} --systems {params.systems} --splits {params.splits}"
+        " --seed {params.seed} --digits {params.digits} --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule clarity_figures:
+    input:
+        rules.clarity_cells.output,
+        rules.clarity_diagnostics.output,
     output:
         expand(
             f"{FIGURES}/clarity/{{name}}.{{suffix}}",
@@ -327,16 +388,10 @@ rule clarity_figures:
     priority: 2
     params:
         src=digest("papers.clarity.figures"),
-        systems=CLARITY_SYSTEMS,
-        splits=SPLITS,
-        seed=config["seeds"][0],
-        digits=CLARITY["systems"]["toy"]["classes"],
         results=f"{RESULTS}/clarity",
         folder=f"{FIGURES}/clarity",
     shell:
-        "python -m papers.clarity.figures --results {params.results} --batches {input.shards}"
-        " --systems {params.systems} --splits {params.splits} --seed {params.seed} --digits {params.digits}"
-        " --out {params.folder} 2> >(tee {log} >&2)"
+        "python -m papers.clarity.figures --results {params.results} --out {params.folder} 2> >(tee {log} >&2)"
 
 
 rule clarity_results:

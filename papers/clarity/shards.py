@@ -19,14 +19,14 @@ from torch import Tensor
 
 from common import anchors
 from common.batches import Shard, write_shards
-from common.classifiers.training import accuracy
 from common.data import datasets
 from common.errors import VceError, one_line_errors
 from common.explain import CounterfactualBatch, Streams, log_confidence
 from common.files import commit, write_atomic
 from common.progress import Progress
+from common.shards import pass_seconds, shard_of
 from papers.clarity.baselines import latent_ascent, revise_adam, revise_plain, schut
-from papers.clarity.explain import decoded, directions, explain
+from papers.clarity.explain import class_mean_shift, decoded, directions, explain
 from papers.clarity.method import straight
 from papers.clarity.names import system_names
 from papers.clarity.systems import System, Systems, load_systems
@@ -55,7 +55,6 @@ class Cell:
     spaces: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     label: str = ""
-    suffix: str = ""
     settings: dict = field(default_factory=dict)
 
     @property
@@ -63,7 +62,7 @@ class Cell:
         return self.label or self.method
 
     def systems(self, singles: int) -> list[str]:
-        return [*self.names, *system_names(self.spaces, self.sizes, singles, self.suffix)]
+        return [*self.names, *system_names(self.spaces, self.sizes, singles)]
 
     def explainer(self) -> Callable[..., CounterfactualBatch]:
         """Its contract function. Raises VceError for an unknown method."""
@@ -98,16 +97,16 @@ def controls(
     """What needs no classifier's gradient, at the latent distances `radii`: the class-mean shift, a random direction,
     on rendered worlds the way to the true twin's latent; and the reconstruction alone."""
     z0 = system.vae.latents(pairs.images)[0]
-    ways = {
-        "class-mean-shift": systems.class_means[target],
-        "random-latent": z0 + rng.normal(z0.shape[1:], "latent"),
-    }
+    ways = {"random-latent": z0 + rng.normal(z0.shape[1:], "latent")}
     if datasets.world(systems.world).rendered:
         twins = datasets.twins(systems.world, pairs.ids)[torch.arange(len(target)), target]
         ways["twin-latent"] = system.vae.latents(twins)[0]
     paths = {name: (straight(z0, way, radii), radii) for name, way in ways.items()}
     paths["reconstruction"] = (z0[:, None], [0.0])
-    return {
+    shifted = class_mean_shift(
+        pairs.images, pairs.labels, target, classifier=system, class_means=systems.class_means, strengths=radii
+    )
+    return {"class-mean-shift": shifted} | {
         name: decoded(pairs.images, pairs.labels, target, z0, z, strengths, system)
         for name, (z, strengths) in paths.items()
     }
@@ -125,7 +124,7 @@ def explain_system(
     """All cells of an entry that explain the system `name`; returns the shard and seconds per method."""
     world, seed = systems.world, systems.seed
     pairs = start_images(world, table, data, entry)
-    target = torch.tensor(table.set_index("id").loc[list(pairs.ids), "target"].to_numpy())
+    target = datasets.targets(table, pairs.ids)
     system, rng = systems.system(name), Streams(seed, pairs.ids, tuple(target.tolist()))
     batches, traces, seconds = {}, {}, {}
     for cell in parse_cells(entry["cells"]):
@@ -145,37 +144,10 @@ def explain_system(
             reference = datasets.load(world, table, "systems", data)
             batches |= anchors.explain_anchors(pairs, target, reference, world, system, rng, entry["random_radii"])
     everyone = datasets.load(world, table, "pairs", data)
-    with torch.no_grad():
-        prediction = system(pairs.images).argmax(1)
-        changed = datasets.interventions(world, pairs.ids, target) if datasets.world(world).rendered else {}
-        interventions = {factor: system(images).argmax(1) for factor, images in changed.items()}
-    shard = Shard(
-        world=world,
-        starts=entry["starts"],
-        classifier=f"{entry['variant']}:{name}" if entry.get("variant") else name,
-        seed=seed,
-        ids=pairs.ids,
-        source=pairs.labels,
-        target=target,
-        accuracy=accuracy(system, everyone.images, everyone.labels),
-        source_prediction=prediction,
-        interventions=interventions,
-        batches=batches,
-        traces=traces,
-    )
-    return shard, seconds
-
-
-def pass_seconds(system: System, images: Tensor, target: Tensor, repeats: int = 5) -> float:
-    """Median seconds per image of one gradient of the system's log-probability in the latent, at the batch of
-    `images`: the yardstick of overhead."""
-    z = system.vae.latents(images)[0]
-    objective, rows, seconds = log_confidence(system.log_probabilities, target), torch.arange(len(images)), []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        objective(z, rows)
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[repeats // 2] / len(images)
+    explained = {"starts": entry["starts"], "classifier": name, "seed": seed, "batches": batches, "traces": traces}
+    if entry.get("variant"):
+        explained["classifier"] = f"{entry['variant']}:{name}"
+    return shard_of(world, system, pairs, target, everyone, **explained), seconds
 
 
 @one_line_errors
@@ -206,7 +178,8 @@ def main() -> None:
             shard, seconds = explain_system(entry, name, systems, table, args.data, progress)
             if (file, name) not in own:
                 sample = start_images(systems.world, table, args.data, entry)
-                own[file, name] = pass_seconds(systems.system(name), sample.images, sample.labels)
+                objective = log_confidence(systems.system(name).log_probabilities, sample.labels)
+                own[file, name] = pass_seconds(objective, systems.vae.latents(sample.images)[0])
             for method, spent in seconds.items():
                 facts = {"starts": shard.starts, "classifier": shard.classifier, "method": method, "seconds": spent}
                 evaluations = int(shard.batches[method].forward.max(1).values.sum())

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.classifiers.oracles import JUDGES
 from common.errors import one_line_errors
 from common.files import write_atomic
+from common.results import JUDGES
 from common.statistics import paired_bootstrap
+from papers.clarity.names import cell_names
 
 JUDGED = ["oracle_share", "oracle_valid", *(f"oracle_{judge}" for judge in JUDGES)]
 CHANGES = ["im1", "knn", "change", "distance", "dz", "twin_error", "steps"]
@@ -42,7 +43,7 @@ def summary(cells: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
 
 def with_kid(table: pd.DataFrame, kid: pd.DataFrame) -> pd.DataFrame:
     """The table with the KID of each cell's images and its half-sample interval."""
-    named = table.assign(classifier=table["space"] + "-m" + table["m"].astype(str))
+    named = table.assign(classifier=cell_names(table))
     on = ["world", "classifier", "method", "strength"]
     return named.merge(kid, on=on, how="left").drop(columns="classifier")
 

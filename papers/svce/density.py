@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common.attacks import Callback, Objective, column, per_row_radius, unit
+from common.attacks import Callback, column, per_row_radius, unit
 from common.errors import VceError
-from common.explain import CounterfactualBatch, Streams, finish, log_confidence
+from common.explain import CounterfactualBatch, Objective, Streams, finish, log_confidence
 from common.generators.diffusion import TIMESTEPS, ScoreModel
 
 Noise = Callable[[str], Tensor]

@@ -15,7 +15,7 @@ import torch
 
 from common.batches import Shard, read_shard
 from common.errors import one_line_errors
-from common.figures import save_figure, style, verdict_figure
+from common.figures import save_figure, style
 from common.files import sha256
 from papers.svce.names import ANCHORS, NAMES, OPTIMISERS, PATHS, THRESHOLDED
 
@@ -194,12 +194,9 @@ def measured(shards: Path, seeds: list[str], results: Path) -> dict[str, tuple[p
 
 
 def judged(results: Path) -> dict[str, tuple[plt.Figure, list[Path]]]:
-    """The figures of the tables at matched confidence and of the verdicts."""
-    methods, tests = results / "tables/methods.csv", results / "tables/tests.csv"
-    return {
-        "sparsity": (sparsity(pd.read_csv(methods)), [methods]),
-        "verdicts": (verdict_figure(pd.read_csv(tests)), [tests]),
-    }
+    """The figure of the table at matched confidence, which the verdicts come with."""
+    methods = results / "tables/methods.csv"
+    return {"sparsity": (sparsity(pd.read_csv(methods)), [methods])}
 
 
 @one_line_errors
@@ -215,7 +212,7 @@ def main() -> None:
     drawn = measured(args.shards, args.seeds, args.results) if args.what == "measured" else judged(args.results)
     for name, (figure, inputs) in drawn.items():
         hashes = {f"{path.parent.name}/{path.name}": sha256(path) for path in inputs}
-        rule = {"measured": "svce_figures", "judged": "svce_verdict_figures"}[args.what]
+        rule = {"measured": "svce_figures", "judged": "svce_judged_figures"}[args.what]
         save_figure(figure, args.out / f"{name}.png", {"rule": rule, "figure": name, "inputs": hashes})
 
 

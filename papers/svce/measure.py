@@ -15,7 +15,7 @@ from common.classifiers.oracles import Panel
 from common.data import datasets
 from common.errors import one_line_errors
 from common.files import atomic_path
-from common.measure import judge_accuracy, measure_shard, oracle_gate, passing_judges
+from common.measure import judge_accuracy, judged, measure_shard, oracle_gate
 from common.progress import Progress
 from common.results import write_rows
 from papers.svce.explain import ROUNDS
@@ -110,14 +110,11 @@ def main() -> None:
                 pairs = datasets.load(shard.world, table, "pairs", args.data)
                 accuracies[shard.world] = judge_accuracy(panels[panel_of[shard.world]], pairs), len(pairs.ids)
             gates.append(oracle_gate(shard, *accuracies[shard.world]))
-        gate = pd.concat(gates, ignore_index=True).drop_duplicates(["world", "classifier", "seed", "judge"])
-        gating = gate[~gate["classifier"].isin(args.ungated)]
-        for shard in shards:
-            panel = panels[panel_of[shard.world]].only(passing_judges(gating, shard.world))
-            rows.append(measure_shard(shard, panel, args.data))
+            rows.append(measure_shard(shard, panels[panel_of[shard.world]], args.data))
             diversity += diversity_rows(shard)
             progress.advance()
-    everything = pd.concat(rows, ignore_index=True)
+    gate = pd.concat(gates, ignore_index=True).drop_duplicates(["world", "classifier", "seed", "judge"])
+    everything = judged(pd.concat(rows, ignore_index=True), gate[~gate["classifier"].isin(args.ungated)])
     tables = {"oracle_gate": gate, "minimal": minimal_table(everything), "diversity": pd.DataFrame(diversity)}
     for name, table in tables.items():
         with atomic_path(args.tables / f"{name}.csv") as temporary:

@@ -22,8 +22,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from common.attacks import Ascent, Callback, Climb, Objective, checkpoints, column
+from common.attacks import Ascent, Callback, Climb, checkpoints, column
 from common.errors import VceError
+from common.explain import Objective
 
 LMO = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -17,13 +17,13 @@ SVCE_GROUPS = {
 SVCE_ENTRIES = [entry for group in SVCE_GROUPS.values() for entry in group]
 SVCE_GRIDS = ["grid", "grid-plain", "grid-mnist", "grid-density", "grid-cues"]
 SVCE_FIGURES = ["optimisers", "sparsity-confidence", "radius", "realism", "discovery"]
-SVCE_VERDICT_FIGURES = ["sparsity", "verdicts"]
 FIGURES_OF["svce"] = [
     f"{FIGURES}/svce/{name}.png"
     for name in [
         *SVCE_GRIDS,
         *SVCE_FIGURES,
-        *SVCE_VERDICT_FIGURES,
+        "sparsity",
+        "verdicts",
         "photos",
         "overlay",
     ]
@@ -346,18 +346,13 @@ rule svce_figures:
         " --results {params.results} --out {params.folder} 2> >(tee {log} >&2)"
 
 
-rule svce_verdict_figures:
+rule svce_judged_figures:
     input:
-        methods=f"{RESULTS}/svce/tables/methods.csv",
-        tests=f"{RESULTS}/svce/tables/tests.csv",
+        f"{RESULTS}/svce/tables/methods.csv",
     output:
-        expand(
-            f"{FIGURES}/svce/{{name}}.{{suffix}}",
-            name=SVCE_VERDICT_FIGURES,
-            suffix=["png", "svg"],
-        ),
+        expand(f"{FIGURES}/svce/sparsity.{{suffix}}", suffix=["png", "svg"]),
     log:
-        f"{LOGS}/svce/verdict_figures.log",
+        f"{LOGS}/svce/judged_figures.log",
     priority: 2
     params:
         src=digest("papers.svce.figures"),

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from common import anchors
 from common.batches import Shard, write_shard
 from common.classifiers.checkpoints import load_checkpoint
-from common.classifiers.training import accuracy
 from common.data import datasets
 from common.errors import VceError, one_line_errors
 from common.explain import CounterfactualBatch, Explainer, Streams, finish, log_confidence
@@ -28,6 +27,7 @@ from common.files import commit, write_atomic
 from common.generators.diffusion import load_diffusion
 from common.metrics.perturbation import pixel_share
 from common.progress import Progress
+from common.shards import pass_seconds, shard_of
 from papers.svce.density import blended_diffusion, pvce
 from papers.svce.explain import explain, explain_minimal
 
@@ -97,7 +97,7 @@ class Starts:
                 order = classifier(images.images).argsort(1, descending=True)
             return images, order[:, 1 if self.target == "second" else 0]
         if self.target == "drawn":
-            return images, torch.tensor(table.set_index("id").loc[list(images.ids), "target"].to_numpy())
+            return images, datasets.targets(table, images.ids)
         return images, torch.full((len(images.ids),), self.target)
 
 
@@ -185,36 +185,8 @@ def explain_shard(
         rng = Streams(seed, pairs.ids, tuple(target.tolist()))
         batches |= anchors.explain_anchors(pairs, target, reference, world, classifier, rng, recipe["random_radii"])
     everyone = datasets.load(world, table, "pairs", data)
-    with torch.no_grad():
-        prediction = classifier(pairs.images).argmax(1)
-        changed = datasets.interventions(world, pairs.ids, target) if datasets.world(world).rendered else {}
-        interventions = {factor: classifier(images).argmax(1) for factor, images in changed.items()}
-    return Shard(
-        world=world,
-        starts=starts.name,
-        classifier=kind,
-        seed=seed,
-        ids=pairs.ids,
-        source=pairs.labels,
-        target=target,
-        accuracy=accuracy(classifier, everyone.images, everyone.labels),
-        source_prediction=prediction,
-        interventions=interventions,
-        batches=batches,
-        traces=traces,
-    ), cost
-
-
-def model_pass_seconds(classifier: nn.Module, images: Tensor, target: Tensor, repeats: int = 20) -> float:
-    """Median seconds of one forward + backward pass of the model per image at the batch of `images`: the yardstick of
-    overhead."""
-    objective, rows = log_confidence(classifier, target), torch.arange(len(images))
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        objective(images, rows)
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[repeats // 2] / len(images)
+    explained = {"starts": starts.name, "classifier": kind, "seed": seed, "batches": batches, "traces": traces}
+    return shard_of(world, classifier, pairs, target, everyone, **explained), cost
 
 
 @one_line_errors
@@ -243,7 +215,7 @@ def main() -> None:
             architecture = repr(classifier.network)
             if architecture not in own_pass:
                 sample = datasets.load(world, table, "tuning", args.data, 64)
-                own_pass[architecture] = model_pass_seconds(classifier, sample.images, sample.labels)
+                own_pass[architecture] = pass_seconds(log_confidence(classifier, sample.labels), sample.images)
             cost = {
                 "commit": commit(),
                 "seconds": seconds,

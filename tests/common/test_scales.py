@@ -1,11 +1,13 @@
 """Scales: a file over its base, mapping by mapping; what cannot be loaded is named."""
 
+from dataclasses import dataclass
+
 import pytest
 import yaml
 
 from common.errors import VceError
 from common.files import ROOT
-from common.scales import load_scale
+from common.scales import load_scale, parse_recipe
 
 SCALES = sorted(path.stem for path in (ROOT / "config").glob("*.yaml"))
 
@@ -49,3 +51,15 @@ def test_the_scales_of_the_repository_hang_together(name):
         assert svce["starts"][entry["starts"]]["n"] <= config["splits"][entry["world"]]["pairs"]
         traced = set(entry.get("traced", ()))
         assert not traced or entry["starts"] == "pairs"
+
+
+@dataclass
+class Training:
+    epochs: int
+    rate: float = 0.1
+
+
+def test_a_wrong_recipe_names_its_field():
+    assert parse_recipe(Training, {"epochs": 3}) == Training(3, 0.1)
+    with pytest.raises(VceError, match=r"unexpected keyword argument 'epoch'; fix it in config/"):
+        parse_recipe(Training, {"epoch": 3})

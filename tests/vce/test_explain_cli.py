@@ -257,9 +257,9 @@ def test_result_folder_that_cannot_be_made(here, capsys):
             "classifier 'efficientnet': unknown; did you mean imagenet/efficientnet-lite0? ",
         ),
         ({"method": "svcee"}, "--method svcee: unknown; did you mean svce? Known are svce"),
-        ({"radius": "-1"}, "--radius -1.0: give a positive number"),
-        ({"radius": "nan"}, "--radius nan: give a positive number"),
-        ({"strength": "0"}, "--radius 0.0: give a positive number"),
+        ({"radius": "-1"}, "--strength -1.0: give a positive number"),
+        ({"radius": "nan"}, "--strength nan: give a positive number"),
+        ({"strength": "0"}, "--strength 0.0: give a positive number"),
         (
             {"method": "clarity"},
             "--classifier colournet:Net: clarity explains its own latent classifier, no other; choose clarity/mnist or",
@@ -421,7 +421,7 @@ def test_find_images_and_strengths(tmp_path):
     paint(tmp_path / "b.PNG"), paint(tmp_path / "a.jpg"), (tmp_path / "notes.txt").touch()
     assert [path.name for path in find_images([tmp_path, tmp_path / "a.jpg"])] == ["a.jpg", "b.PNG"]
     assert check_strengths([3, 1, 3]) == (1, 3)
-    with pytest.raises(VceError, match="--radius: 9 values; at most 8"):
+    with pytest.raises(VceError, match="--strength: 9 values; at most 8"):
         check_strengths(range(1, 10))
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from common.classifiers.checkpoints import build, checkpoint_facts, load_checkpoint
 from common.classifiers.robustness import withstands
-from common.classifiers.train import parse_recipe, train_classifiers
+from common.classifiers.train import train_classifiers
 from common.classifiers.training import (
     NORMS,
     Recipe,
@@ -173,12 +173,6 @@ def test_accuracy_by_hand():
 
     images = torch.eye(3)[[0, 1, 2, 0, 1]].view(5, 1, 1, 3)
     assert accuracy(Reader(), images, torch.tensor([0, 1, 2, 1, 1]), batch_size=2) == pytest.approx(0.8)
-
-
-def test_a_wrong_recipe_names_its_field():
-    with pytest.raises(VceError, match="epoch"):
-        parse_recipe({"architecture": "strided_cnn", "epoch": 3})
-    assert parse_recipe({"architecture": "plain_cnn", "epochs": 3, "augment": True}).augment
 
 
 def test_fine_tuning_starts_from_the_named_kind(tmp_path):

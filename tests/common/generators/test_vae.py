@@ -21,7 +21,6 @@ from common.generators.vae import (
     save_vae,
     shifted,
     train_vae,
-    vae_facts,
 )
 from common.tensors import read_tensors, write_tensors
 
@@ -312,7 +311,7 @@ def test_round_trip_gives_the_same_bits(tmp_path, architecture):
     assert all(torch.equal(a, b) for a, b in zip(back.encode(x), vae.encode(x), strict=True))
     assert torch.equal(back.reconstruct(x), vae.reconstruct(x))
     assert (back.architecture, back.image_shape, back.latent_shape) == (architecture, SHAPE, vae.latent_shape)
-    assert vae_facts(path) == {"seed": 3}
+    assert read_tensors(path, "VAE")[0]["facts"] == {"seed": 3}
     assert not back.training and not any(parameter.requires_grad for parameter in back.parameters())
     save_vae(load_vae(path), tmp_path / "again", {"seed": 3})
     assert (tmp_path / "again").read_bytes() == path.read_bytes()

@@ -116,7 +116,7 @@ def test_an_autoencoder_that_learned_nothing_is_named(damage):
 
 @pytest.fixture
 def path(tmp_path):
-    write_tensors(tmp_path / "a.safetensors", "autoencoders", untrained().state_dict(), {"n_classes": 3})
+    write_tensors(tmp_path / "a.safetensors", "class-autoencoder", untrained().state_dict(), {"n_classes": 3})
     return tmp_path / "a.safetensors"
 
 
@@ -128,21 +128,21 @@ def test_round_trip_gives_the_same_bits(path):
 
 @pytest.mark.parametrize("damage", ["truncated", "html", "missing", "another kind", "a class less", "no number"])
 def test_damaged_files_are_one_line(path, damage):
-    whole, (_, state) = path.read_bytes(), read_tensors(path, "autoencoders")
+    whole, (_, state) = path.read_bytes(), read_tensors(path, "class-autoencoder")
     if damage == "missing":
         path.unlink()
     elif damage == "another kind":
         write_tensors(path, "VAE", state, {"n_classes": 3})
     elif damage == "a class less":
-        write_tensors(path, "autoencoders", state, {"n_classes": 4})
+        write_tensors(path, "class-autoencoder", state, {"n_classes": 4})
     elif damage == "no number":
-        write_tensors(path, "autoencoders", state, {})
+        write_tensors(path, "class-autoencoder", state, {})
     else:
         path.write_bytes(whole[:-8] if damage == "truncated" else b"<html>404</html>")
     with pytest.raises(VceError) as caught:
         load_autoencoders(path)
     said = str(caught.value)
-    assert said.startswith(f"{path}: not a autoencoders file (") and "delete it" in said and "\n" not in said
+    assert said.startswith(f"{path}: not a class-autoencoder file (") and "delete it" in said and "\n" not in said
 
 
 # the job
@@ -172,7 +172,7 @@ def test_the_autoencoders_of_all_digits_are_alive(trained):
         mine = held_out.labels == label
         assert own[mine].mean() < 0.6 * black[mine].mean(), label  # a dead one draws black
     assert (errors.argmin(1) == held_out.labels).float().mean() > 0.3
-    assert read_tensors(path, "autoencoders")[0] == {"n_classes": 10, "recipe": {"epochs": 20, "batch_size": 8}}
+    assert read_tensors(path, "class-autoencoder")[0] == {"n_classes": 10, "recipe": {"epochs": 20, "batch_size": 8}}
 
 
 def test_a_wrong_recipe_stops_the_job_in_one_line(trained, monkeypatch, capsys):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from common.errors import VceError
-from common.explain import STATUSES, Streams, log_confidence
+from common.explain import Streams, log_confidence
+from common.results import STATUSES
 from papers.clarity.baselines import latent_ascent, revise_adam, revise_plain, revise_terms, schut
 from papers.clarity.explain import class_mean_shift, directions, explain
 from papers.clarity.method import latent_search

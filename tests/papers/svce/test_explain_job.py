@@ -16,9 +16,10 @@ from common.classifiers import robustness
 from common.classifiers import train as train_job
 from common.data import datasets, split
 from common.errors import VceError
-from common.figures import plt, save_figure, style, verdict_figure
+from common.figures import plt, save_figure, style
 from common.generators import train as generator_job
 from common.results import COLUMNS, KEY
+from common.verdict_figure import verdict_figure
 from papers.svce import discovery, exactness, figures, grids, measure, realism, shards
 from papers.svce.explain import ROUNDS
 
