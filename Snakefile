@@ -7,6 +7,7 @@ from pathlib import Path
 from common.digest import digest
 from common.errors import VceError
 from common.files import sha256
+from common.results import PANEL
 from common.scales import load_scale
 
 # jobs run in the environment that runs snakemake, activated or not; two single-threaded jobs beat one with two threads

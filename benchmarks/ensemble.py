@@ -67,7 +67,7 @@ def main() -> None:
     for batch in (32, 200):
         calls, gaps = {}, {}
         for m in (1, 3, 5, 10, 20):
-            ensemble = Ensemble.create("latent_mlp", (LATENT,), CLASSES, m, seed=0)
+            ensemble = Ensemble.create("mlp", (LATENT,), CLASSES, m, seed=0)
             calls[m, "ensemble"], calls[m, "loop"] = gradient(ensemble, batch), gradient(looped(ensemble), batch)
             calls[m, "stacked"], calls[m, "products"] = gradient(stacked(ensemble), batch), products(m, batch)
             gaps[m] = (calls[m, "ensemble"]() - calls[m, "loop"]()).abs().max().item()

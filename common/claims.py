@@ -302,7 +302,7 @@ def _summary(claim: Claim, outcomes: list[Outcome]) -> dict:
         verdict = "partly"
     else:
         verdict = "inconclusive" if "inconclusive" in found else "not tested"
-    notes = [f"{o.test}: {o.verdict}" + (f" ({o.reason})" if o.reason else "") for o in failed]
+    notes = [f"{o.test}: {o.verdict}" + (f" ({o.reason})" if o.reason else _size(o)) for o in failed]
     if screening:
         notes.append(f"screening size (fewer than {MIN_PAIRS} pairs or {MIN_SEEDS} seeds): at most partly")
     measured = {"measured": head.mean, "low": head.low, "high": head.high}
@@ -315,6 +315,10 @@ def _summary(claim: Claim, outcomes: list[Outcome]) -> dict:
         "verdict": verdict,
         "note": "; ".join(notes),
     }
+
+
+def _size(outcome: Outcome) -> str:
+    return f" at screening size, n = {outcome.n}" if outcome.role == "control" and _is_screening(outcome) else ""
 
 
 def _is_screening(outcome: Outcome) -> bool:

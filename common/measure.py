@@ -12,7 +12,7 @@ from common.classifiers.oracles import Panel
 from common.data import datasets
 from common.explain import CounterfactualBatch
 from common.metrics import ground_truth, perturbation
-from common.results import JUDGES
+from common.results import JUDGES, PANEL
 
 
 def measure_shard(shard: Shard, panel: Panel, data: Path) -> pd.DataFrame:
@@ -115,10 +115,11 @@ def passing_judges(gate: pd.DataFrame, world: str) -> set[str]:
 
 def judged(rows: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
     """The rows of `measure_shard` with the panel's word: `oracle_share` of the judges that pass `gate` see the target,
-    `oracle_valid` when more than half do. The vote of a judge that does not pass is no number."""
+    `oracle_valid` when more than half do. The vote of a judge that does not pass is no number; the reader of exact
+    twins needs no gate."""
     votes = rows[[f"oracle_{judge}" for judge in JUDGES]].copy()
     for world in rows["world"].unique():
-        failing = set(gate.loc[gate["world"] == world, "judge"]) - passing_judges(gate, world)
+        failing = set(PANEL) - passing_judges(gate, world)
         votes.loc[rows["world"] == world, [f"oracle_{judge}" for judge in failing]] = np.nan
     share = votes.mean(axis=1)
     valid = (share > 0.5).astype(share.dtype).where(share.notna())

@@ -10,7 +10,8 @@ from common.errors import VceError
 from common.files import atomic_path
 
 STATUSES = ("ok", "not_flipped", "diverged", "skipped", "unreadable")
-JUDGES = ("augmented", "svm", "l2at", "twin")  # of the oracle panel
+PANEL = ("augmented", "svm", "l2at")  # the trained judges of the oracle panel
+JUDGES = (*PANEL, "twin")
 KEY = ["world", "method", "classifier", "image", "source", "target", "seed", "strength"]
 
 COLUMNS = {

@@ -13,7 +13,7 @@ CLASSIFIERS = f"{WORK}/common/classifiers"
 ORACLES = f"{WORK}/common/oracles"
 GENERATORS = f"{WORK}/common/generators"
 AUTOENCODERS = f"{WORK}/common/autoencoders"
-JUDGES = ["augmented", "svm", "l2at", "features"]
+ORACLE_NETS = [*PANEL, "features"]
 
 
 def data_of(world):
@@ -99,7 +99,7 @@ rule oracles:
         expand(
             f"{ORACLES}/{{world}}-{{judge}}.safetensors",
             world=config["oracles"],
-            judge=JUDGES,
+            judge=ORACLE_NETS,
         ),
     log:
         f"{LOGS}/common/oracles.log",
@@ -155,7 +155,7 @@ for job in config["vae_jobs"]:
             ],
         log:
             f"{LOGS}/common/generators/{name}.log",
-        priority: 7 if job == config["vae_jobs"][0] else 4
+        priority: 7 if job == config["vae_jobs"][0] else 5
         params:
             src=digest("common.generators.train"),
             recipes=json.dumps({vae: config["vae"][vae] for vae in job}),

@@ -36,13 +36,8 @@ class Recipe:
     fgsm: float = 0.0
 
 
-def latent_mlp(shape: tuple[int, ...], n_classes: int) -> nn.Module:
-    """d-256-256-K with ReLU, on latents."""
-    return _mlp(math.prod(shape), 256, n_classes)
-
-
-def pixel_mlp(shape: tuple[int, ...], n_classes: int) -> nn.Module:
-    """The same on pixels: matched capacity after the input layer."""
+def mlp(shape: tuple[int, ...], n_classes: int) -> nn.Module:
+    """d-256-256-K with ReLU, on latents or, with equal capacity after the input layer, on pixels."""
     return _mlp(math.prod(shape), 256, n_classes)
 
 
@@ -89,9 +84,8 @@ def _normed(channels_in: int, channels_out: int, kernel: int, stride: int) -> li
 
 
 ARCHITECTURES = {
-    "latent_mlp": latent_mlp,
+    "mlp": mlp,
     "latent_cnn": latent_cnn,
-    "pixel_mlp": pixel_mlp,
     "schut_mlp": schut_mlp,
     "pixel_cnn": pixel_cnn,
     "texture_cnn": texture_cnn,
@@ -200,6 +194,13 @@ def train_ensemble(
     def loss_of(member: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(ensemble._call(member, x), y)
 
+    def losses_of(x: Tensor, y: Tensor) -> Tensor:
+        if not any(value.ndim == 5 for value in state.values()):
+            return vmap(loss_of)(state, x, y)
+        # stacked convolutions of different inputs are grouped ones, whose gradient is slower than one after the other
+        members = [{name: value[m] for name, value in state.items()} for m in range(len(ensemble))]
+        return torch.stack([loss_of(member, *batch) for member, *batch in zip(members, x, y, strict=True)])
+
     for epoch in range(recipe.epochs):
         total = torch.zeros(len(ensemble))
         order = torch.rand(len(ensemble), len(labels), generator=generator).argsort(1)
@@ -209,7 +210,7 @@ def train_ensemble(
                 detached = {name: value.detach() for name, value in state.items()}
                 direction = vmap(grad(loss_of, argnums=1))(detached, x, y).sign()
                 x, y = torch.cat([x, (x + recipe.fgsm * direction).clamp(0, 1)], 1), torch.cat([y, y], 1)
-            losses = vmap(loss_of)(state, x, y)
+            losses = losses_of(x, y)
             optimiser.zero_grad()
             losses.sum().backward()
             optimiser.step()

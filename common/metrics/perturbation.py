@@ -11,11 +11,6 @@ def lp_norm(delta: Tensor, p: float) -> Tensor:
     return delta.flatten(1).norm(p=p, dim=1)
 
 
-def mean_change(delta: Tensor) -> Tensor:
-    """Mean |δ| over all colour values: the distance of the comparison protocol."""
-    return delta.abs().flatten(1).mean(1)
-
-
 def hoyer(delta: Tensor) -> Tensor:
     """Hoyer sparsity (√d − ‖δ‖₁/‖δ‖₂)/(√d − 1) in [0, 1]: 0 for a constant, 1 for one colour value; NaN for δ = 0."""
     flat = delta.flatten(1)

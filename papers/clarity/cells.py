@@ -13,15 +13,14 @@ import pandas as pd
 from common.errors import one_line_errors
 from common.files import atomic_path
 from common.measure import judged
-from common.results import COLUMNS, JUDGES, write_rows
+from common.results import COLUMNS, PANEL, write_rows
 from common.statistics import half_sample_interval
 from papers.clarity.factors import factor_shares, plateau_auc
-from papers.clarity.names import PANEL, cell_names
+from papers.clarity.names import JUDGED, cell_names
 
 CLOSE = 0.8  # a correct image of lower confidence is close to its boundary
 MIN_RECONSTRUCTED = 0.9  # accuracy that a judge must keep on reconstructions
 KEYS = ["world", "space", "m", "classifier", "method", "strength", "seed", "image"]
-JUDGED = ("oracle_valid", "oracle_share", *(f"oracle_{judge}" for judge in JUDGES))
 PICTURE = (*JUDGED, "im1", "knn", "distance", "twin_error", "factor_progress")  # metrics of the picture alone
 CONFIDENCES = ("search", "plain", "revise", "latent-ascent", "schut")  # methods whose strengths are thresholds τ
 
@@ -32,37 +31,40 @@ def passing_gate(gate: pd.DataFrame) -> pd.DataFrame:
     return gate.assign(passes=gate["passes"] & (mean >= MIN_RECONSTRUCTED - 1e-6))  # exactly .9 passes
 
 
-def cells_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with single members, the cells of M = 1, averaged: one row per cell, method, strength, seed and image.
-
-    `valid`: the own confidence reached the threshold τ of a search; `covered`: and most of the panel agree.
-    `classifier` names the cell.
-    """
+def reached(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with `valid`: the own confidence reached the threshold τ of a search; `covered`: and most of the panel
+    agree; `diverged`."""
     searched = rows["method"].str.startswith(CONFIDENCES)
     # a threshold is met up to the rounding of its logarithm
     valid = (rows["confidence"] >= rows["strength"] - 1e-6).astype(float).where(searched)
     diverged = (rows["status"] == "diverged").astype(float)
-    rows = rows.assign(diverged=diverged, valid=valid, covered=valid * rows["oracle_valid"])
+    return rows.assign(diverged=diverged, valid=valid, covered=valid * rows["oracle_valid"])
+
+
+def cells_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with single members, the cells of M = 1, averaged: one row per cell, method, strength, seed and image.
+    `classifier` names the cell."""
     rows = rows.assign(classifier=cell_names(rows))
     numbers = [column for column in rows.select_dtypes("number") if column not in (*KEYS, "source", "target")]
     return rows.groupby(KEYS)[numbers].mean().reset_index()
 
 
-def at_equal_change(cells: pd.DataFrame, levels: dict[str, list[float]]) -> pd.DataFrame:
+def at_equal_change(rows: pd.DataFrame, levels: dict[str, list[float]]) -> pd.DataFrame:
     """The directions read at equal change of the picture, ‖x′ − g(z_0)‖₁ = `levels` of their world, instead of equal
     ‖z − z_0‖, of which a latent that the decoder ignores may swallow a part: method `direction/change`.
 
     Metrics are interpolated along the path from the reconstruction; a path that ends short of a level keeps its last.
     """
-    keys = ["world", "space", "m", "classifier", "seed", "image"]
-    metrics = [name for name in (*PICTURE, "adequate", "reliance") if name in cells]
-    followed = cells["method"].isin(["direction", "class-mean-shift"])
+    facts = ["world", "space", "m", "classifier", "seed", "image", "reliance"]
+    metrics = [name for name in PICTURE if name in rows]
+    followed = rows["method"].isin(["direction", "class-mean-shift"])
     # the reconstructions of a variant's VAE are not those of the main one
-    paths = cells[followed & ~cells["space"].str.contains(":")].sort_values([*keys, "method", "strength"])
-    reconstructions = cells[cells["method"] == "reconstruction"].set_index(["world", "seed", "image"])[metrics]
+    paths = rows[followed & ~rows["space"].str.contains(":")].sort_values([*facts, "method", "strength"])
+    reconstructions = rows[rows["method"] == "reconstruction"].set_index(["world", "seed", "image"])[metrics]
     lines = []
-    for (world, _), here in paths.groupby(["world", paths.groupby([*keys, "method"])["strength"].transform("size")]):
-        path = here.drop_duplicates([*keys, "method"])
+    length = paths.groupby([*facts, "method"], dropna=False)["strength"].transform("size")
+    for (world, _), here in paths.groupby(["world", length]):
+        path = here.drop_duplicates([*facts, "method"])
         change = here["change"].to_numpy().reshape(len(path), -1)
         values = here[metrics].to_numpy(float).reshape(*change.shape, -1)
         start = reconstructions.loc[pd.MultiIndex.from_frame(path[["world", "seed", "image"]])].to_numpy(float)
@@ -70,10 +72,15 @@ def at_equal_change(cells: pd.DataFrame, levels: dict[str, list[float]]) -> pd.D
         values = np.concatenate([start[:, None], values], 1)
         for level in levels[world]:
             found = np.column_stack([along(change, values[..., k], level) for k in range(len(metrics))])
-            facts = path[keys].assign(method=path["method"] + "/change", strength=level)
-            reached = np.minimum(level, change[:, -1])
-            lines.append(facts.assign(change=reached, **dict(zip(metrics, found.T, strict=True))))
+            read = path[facts].assign(method=path["method"] + "/change", strength=level)
+            taken = np.minimum(level, change[:, -1])
+            lines.append(read.assign(change=taken, **dict(zip(metrics, found.T, strict=True))))
     return pd.concat(lines, ignore_index=True)
+
+
+def vae_of(names: pd.Series) -> pd.Series:
+    """The variant of the VAE that a space or cell is of, empty for the main one."""
+    return names.where(names.str.contains(":"), ":").str.split(":").str[0]
 
 
 def along(change: np.ndarray, values: np.ndarray, level: float) -> np.ndarray:
@@ -172,10 +179,14 @@ def main() -> None:
         for name in ("gate", "rows", "kid")
     )
     gate = passing_gate(gate)
-    rows = judged(rows, gate)
-    adequate = pd.read_parquet(args.diagnostics / "reconstruction_gate.parquet")[["world", "seed", "adequate"]]
-    cells = cells_of(rows[~rows["starts"].str.startswith("coverage")]).merge(adequate, on=["world", "seed"])
-    cells = pd.concat([cells, at_equal_change(cells, args.changes)], ignore_index=True)
+    rows = reached(judged(rows, gate))
+    every_vae = pd.read_parquet(args.diagnostics / "reconstruction_gate.parquet")[["world", "seed", "vae", "adequate"]]
+    adequate = every_vae[every_vae["vae"] == ""].drop(columns="vae")
+    covering = rows["starts"].str.startswith("coverage")
+    paired = rows[~covering]
+    cells = cells_of(pd.concat([paired, at_equal_change(paired, args.changes)], ignore_index=True))
+    cells = cells.assign(vae=vae_of(cells["space"])).merge(every_vae, on=["world", "seed", "vae"]).drop(columns="vae")
+    kid = kid.assign(vae=vae_of(kid["classifier"])).merge(every_vae, on=["world", "seed", "vae"])
     digits = cells[cells["world"] == "mnist"]
     gradients = pd.read_parquet(args.diagnostics / "gradients.parquet")
     outputs = {
@@ -183,7 +194,7 @@ def main() -> None:
         "coverage": coverage_table(rows, adequate, args.level),
         "factors": factor_shares(digits).merge(adequate[adequate["world"] == "mnist"], on="seed"),
         "plateau": plateau_auc(digits, gradients, args.level).merge(adequate[adequate["world"] == "mnist"], on="seed"),
-        "kid": kid_intervals(kid),
+        "kid": kid_intervals(kid[kid["adequate"] == 1]),
     }
     for name, table in outputs.items():
         with atomic_path(args.out / f"{name}.parquet") as temporary:
@@ -192,6 +203,8 @@ def main() -> None:
         gate.to_csv(temporary, index=False, float_format="%.4f")
     with atomic_path(args.cost) as temporary:
         cost_table(args.costs).to_parquet(temporary, index=False)
+    # what is explained for coverage alone has other images than the method of that name
+    rows["method"] = rows["method"].mask(covering, rows["method"] + "/coverage")
     write_rows(rows[list(COLUMNS)], args.out / "rows.parquet")
 
 

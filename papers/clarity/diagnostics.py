@@ -90,6 +90,26 @@ def convergence(log_p: Tensor, g: Tensor, rng: np.random.Generator) -> dict[int,
     return found
 
 
+def hits(system: System, images: Tensor, labels: Tensor) -> np.ndarray:
+    """N values, 1 where the system reads the label."""
+    with torch.no_grad():
+        seen = torch.cat([system(x).argmax(1) for x in images.split(256)])
+    return (seen == labels).float().numpy()
+
+
+def variant_accuracy(variant: Systems, name: str, main: Systems, table: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """How the single pixel classifiers of the main VAE read images and their reconstructions by the VAE `name`."""
+    everyone = datasets.load(main.world, table, "pairs", data)
+    reconstruction = variant.vae.reconstruct(everyone.images)
+    lines = []
+    for classifier in main.names("p", [1]):
+        system = main.system(classifier)
+        right = {"correct": hits(system, everyone.images, everyone.labels)}
+        right["correct_reconstruction"] = hits(system, reconstruction, everyone.labels)
+        lines.append(pd.DataFrame({"world": main.world, "seed": main.seed, "vae": name, **right}))
+    return pd.concat(lines, ignore_index=True)
+
+
 def measure_systems(
     systems: Systems, names: list[str], n: int, table: pd.DataFrame, data: Path, progress: Progress
 ) -> dict[str, pd.DataFrame]:
@@ -107,12 +127,8 @@ def measure_systems(
         system, (space, m) = systems.system(name), cell_of(name)
         facts = {"world": world, "seed": seed, "space": space, "m": m, "classifier": name}
 
-        def hits(images: Tensor, system=system) -> np.ndarray:
-            with torch.no_grad():
-                seen = torch.cat([system(x).argmax(1) for x in images.split(256)])
-            return (seen == everyone.labels).float().numpy()
-
-        right = {"correct": hits(everyone.images), "correct_reconstruction": hits(reconstruction)}
+        right = {"correct": hits(system, everyone.images, everyone.labels)}
+        right["correct_reconstruction"] = hits(system, reconstruction, everyone.labels)
         found["accuracy"].append(pd.DataFrame({**facts, "image": everyone.ids, **right}))
         progress.advance()
         if space == "schut":  # it searches pixels
@@ -140,10 +156,9 @@ def over_members(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def reconstruction_gate(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """What reconstructions cost the explained pixel classifiers; a generator that costs them more than 10 points is
-    inadequate, and its seed is not judged."""
-    pixel = accuracy[(accuracy["space"] == "p") & (accuracy["m"] == 1)]
-    gate = pixel.groupby(["world", "seed"], as_index=False)[["correct", "correct_reconstruction"]].mean()
+    """What the reconstructions of each VAE cost the explained pixel classifiers, from whether they read each image and
+    each reconstruction; a generator that costs them more than 10 points is inadequate, and not judged."""
+    gate = accuracy.groupby(["world", "seed", "vae"], as_index=False)[["correct", "correct_reconstruction"]].mean()
     gate["cost"] = gate["correct"] - gate["correct_reconstruction"]
     return gate.assign(adequate=(gate["cost"] <= MAX_COST + 1e-6).astype(float))  # exactly 10 points pass
 
@@ -152,6 +167,7 @@ def reconstruction_gate(accuracy: pd.DataFrame) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", type=Path, nargs="+", required=True, help="files of systems")
+    parser.add_argument("--variants", type=Path, nargs="*", default=[], help="NAME-SEED.safetensors of other VAEs")
     parser.add_argument("--diagnosed", type=json.loads, required=True, help="JSON: ensemble sizes by world and space")
     parser.add_argument("--n", type=int, required=True, help="start images of the gradients")
     parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
@@ -173,9 +189,17 @@ def main() -> None:
                 found.setdefault(name, []).append(frame)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in found.items()}
     tables["accuracy"], tables["gradients"] = (over_members(tables[name]) for name in ("accuracy", "gradients"))
-    gate = reconstruction_gate(tables["accuracy"])
-    for name in ("accuracy", "gradients"):
-        tables[name] = tables[name].merge(gate[["world", "seed", "adequate"]], on=["world", "seed"])
+    accuracy = tables["accuracy"]
+    read = [accuracy[(accuracy["space"] == "p") & (accuracy["m"] == 1)].assign(vae="")]
+    main_of = {(systems.world, systems.seed): systems for systems in loaded}
+    for path in args.variants:
+        variant = load_systems(path)
+        table = pd.read_parquet(args.splits / f"{variant.world}.parquet")
+        name = path.stem.removesuffix(f"-{variant.seed}")
+        read.append(variant_accuracy(variant, name, main_of[variant.world, variant.seed], table, args.data))
+    gate = reconstruction_gate(pd.concat(read, ignore_index=True))
+    adequate = gate.loc[gate["vae"] == "", ["world", "seed", "adequate"]]
+    tables = {name: table.merge(adequate, on=["world", "seed"]) for name, table in tables.items()}
     tables["reconstruction_gate"] = gate
     for name, table in tables.items():
         with atomic_path(args.out / f"{name}.parquet") as temporary:

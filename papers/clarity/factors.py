@@ -9,14 +9,14 @@ import pandas as pd
 from common.metrics.realism import Halves
 
 SEARCHES = ("search", "search/lambda")
-PIXELS = ("p", "pr")
+PICTURES = ("p", "pr")
 # by grid: spaces, methods, and the factors that are crossed, each with its column
 GRIDS = {
-    "thresholds": ((*PIXELS, "l-sample"), SEARCHES, {"space": "space", "M": "m", "λ": "method", "τ": "strength"}),
+    "thresholds": ((*PICTURES, "l-sample"), SEARCHES, {"space": "space", "M": "m", "λ": "method", "τ": "strength"}),
     "thresholds, both readings": (
-        (*PIXELS, "l-mean", "l-sample"), SEARCHES, {"space": "space", "M": "m", "λ": "method", "τ": "strength"},
+        (*PICTURES, "l-mean", "l-sample"), SEARCHES, {"space": "space", "M": "m", "λ": "method", "τ": "strength"},
     ),
-    "matched distance": ((*PIXELS, "l-sample"), ("direction",), {"space": "space", "M": "m", "r": "strength"}),
+    "matched distance": ((*PICTURES, "l-sample"), ("direction",), {"space": "space", "M": "m", "r": "strength"}),
 }  # fmt: skip
 SIZES = (1, 5)
 SCORE = "oracle_share"

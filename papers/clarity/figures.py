@@ -139,13 +139,14 @@ def main() -> None:
         args.results / f"{name}.parquet"
         for name in ("cells", "diagnostics/gradients", "diagnostics/convergence", "plateau")
     )
-    table = pd.read_parquet(cells)
-    table = table[table["adequate"] == 1]
+    by_cell, start, halves, failures = (
+        table[table["adequate"] == 1] for table in map(pd.read_parquet, (cells, gradients, curve_table, auc))
+    )
     drawn = {
-        "rf1-matched-distance": (matched_distance(table), [cells]),
-        "rf2-convergence": (convergence(pd.read_parquet(curve_table)), [curve_table]),
-        "rf5-confidence-realism": (confidence_realism(table), [cells]),
-        "plateau": (plateau(pd.read_parquet(gradients), pd.read_parquet(auc)), [gradients, auc]),
+        "rf1-matched-distance": (matched_distance(by_cell), [cells]),
+        "rf2-convergence": (convergence(halves), [curve_table]),
+        "rf5-confidence-realism": (confidence_realism(by_cell), [cells]),
+        "plateau": (plateau(start, failures), [gradients, auc]),
     }
     for name, (figure, inputs) in drawn.items():
         hashes = {path.name: sha256(path) for path in inputs}

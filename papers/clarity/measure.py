@@ -26,7 +26,8 @@ from common.measure import by_strength, judge_accuracy, measure_shard, oracle_ga
 from common.metrics.im1 import ClassAutoencoders, load_autoencoders
 from common.metrics.realism import Features, Halves, Reference
 from common.progress import Progress
-from papers.clarity.names import PANEL, cell_of
+from common.results import PANEL
+from papers.clarity.names import cell_of
 from papers.clarity.systems import System, Systems, load_systems
 
 NEIGHBOURS = 5
@@ -115,10 +116,12 @@ def measured_shard(
         features |= {(method, float(strength)): seen[n * j : n * (j + 1)] for j, strength in enumerate(batch.strengths)}
         values = latent_metrics(shard, batch, system, world, density)
         values["knn"] = world.neighbour_distance(seen, shard.target.repeat(s)).float()
-        straightness = torch.full((n,), torch.nan)
+        values["straightness"] = torch.full((n * s,), torch.nan)
         if way is not None:
+            # the way is that of the whole search, to its largest τ; one that diverged has taken a step that is not kept
             straightness = batch.latent_shift[:, -1].norm(dim=1) / way[:, 0, 0]
-        values["straightness"] = straightness.repeat(s)
+            straightness[torch.from_numpy(batch.status[:, -1] == "diverged")] = torch.nan
+            values["straightness"][n * (s - 1) :] = straightness
         more.append(pd.DataFrame({name: value.numpy() for name, value in values.items()}))
     space, m = cell_of(shard.classifier)
     with torch.no_grad():
@@ -137,7 +140,7 @@ def kid_table(shard: Shard, sets: dict[tuple[str, float], Tensor], world: World)
     if n not in world.references:
         world.references[n] = Reference(world.real[n:], Halves.draw(n, len(world.real) - n))
     space, m = cell_of(shard.classifier)
-    facts = {"world": shard.world, "classifier": f"{space}-m{m}"}
+    facts = {"world": shard.world, "seed": shard.seed, "classifier": f"{space}-m{m}"}
     lines = []
     for (method, strength), features in sets.items():
         kid = world.references[n].kid(features).numpy()

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 
-PANEL = ("augmented", "svm", "l2at")
+from common.results import JUDGES
+
+JUDGED = ("oracle_share", "oracle_valid", *(f"oracle_{judge}" for judge in JUDGES))  # metrics of the panel
 SPACES = {
     "p": "pixels (P)",
     "pr": "reconstructions (PR)",

@@ -156,6 +156,7 @@ rule clarity_diagnostics:
         splits=rules.splits.output,
         data=sorted({file for world in CLARITY_MAIN for file in data_of(world)}),
         systems=clarity_files(CLARITY_MAIN),
+        variants=clarity_files(sorted(set(CLARITY_NAMES) - set(CLARITY_MAIN))),
     output:
         expand(
             f"{CLARITY_DIAGNOSTICS}/{{name}}.parquet",
@@ -177,7 +178,8 @@ rule clarity_diagnostics:
         splits=SPLITS,
         folder=CLARITY_DIAGNOSTICS,
     shell:
-        "python -m papers.clarity.diagnostics --systems {input.systems} --diagnosed {params.sizes:q} --n {params.n}"
+        "python -m papers.clarity.diagnostics --systems {input.systems} --variants {input.variants}"
+        " --diagnosed {params.sizes:q} --n {params.n}"
         " --splits {params.splits} --out {params.folder} 2> >(tee {log} >&2)"
 
 
@@ -198,7 +200,7 @@ rule clarity_measure:
         oracles=expand(
             f"{ORACLES}/{{world}}-{{judge}}.safetensors",
             world=CLARITY_MAIN,
-            judge=JUDGES,
+            judge=ORACLE_NETS,
         ),
     output:
         expand(

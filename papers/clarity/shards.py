@@ -120,13 +120,14 @@ def start_images(world: str, table: pd.DataFrame, data: Path, entry: dict) -> da
 
 def explain_system(
     entry: dict, name: str, systems: Systems, table: pd.DataFrame, data: Path, progress: Progress
-) -> tuple[Shard, dict[str, float]]:
-    """All cells of an entry that explain the system `name`; returns the shard and seconds per method."""
+) -> tuple[Shard, list[dict]]:
+    """All cells of an entry that explain the system `name`; returns the shard and what each method cost: seconds,
+    gradient evaluations, and whether those are of pixels or of latents."""
     world, seed = systems.world, systems.seed
     pairs = start_images(world, table, data, entry)
     target = datasets.targets(table, pairs.ids)
     system, rng = systems.system(name), Streams(seed, pairs.ids, tuple(target.tolist()))
-    batches, traces, seconds = {}, {}, {}
+    batches, traces, cost = {}, {}, []
     for cell in parse_cells(entry["cells"]):
         if name not in cell.systems(entry["singles"]):
             continue
@@ -134,7 +135,11 @@ def explain_system(
         batches[cell.name] = cell.explainer()(
             pairs.images, pairs.labels, target, classifier=system, rng=rng, strengths=cell.strengths, callback=record
         )
-        seconds[cell.name] = time.perf_counter() - start
+        spent, forward = time.perf_counter() - start, batches[cell.name].forward
+        # one path serves all thresholds and distances; every radius of pixel ascent is a run of its own
+        evaluations = forward.sum(1) if cell.method == "pixel-ascent" else forward.max(1).values
+        facts = {"method": cell.name, "seconds": spent, "evaluations": int(evaluations.sum())}
+        cost.append({**facts, "pixels": cell.method in ("schut", "pixel-ascent")})
         if cell.method == "search":
             traces[cell.name] = record.length
         progress.advance()
@@ -147,7 +152,16 @@ def explain_system(
     explained = {"starts": entry["starts"], "classifier": name, "seed": seed, "batches": batches, "traces": traces}
     if entry.get("variant"):
         explained["classifier"] = f"{entry['variant']}:{name}"
-    return shard_of(world, system, pairs, target, everyone, **explained), seconds
+    return shard_of(world, system, pairs, target, everyone, **explained), cost
+
+
+def gradient_seconds(system: System, shard: Shard, data: Path, pixels: bool) -> float:
+    """Seconds per image of one gradient of the system's log-probability, in pixels or in the latent, at the batch of a
+    shard: the yardstick of overhead."""
+    x = datasets.load_ids(shard.world, shard.ids, data).images
+    if pixels:
+        return pass_seconds(log_confidence(system, shard.target), x)
+    return pass_seconds(log_confidence(system.log_probabilities, shard.target), system.vae.latents(x)[0])
 
 
 @one_line_errors
@@ -167,7 +181,7 @@ def main() -> None:
         jobs += [(entry, name) for name in dict.fromkeys([*names, *filter(None, [entry.get("controls")])])]
     shards, cost = [], []
     loaded: dict[str, Systems] = {}
-    own: dict[tuple[str, str], float] = {}
+    own: dict[tuple[str, str, bool], float] = {}  # seconds of one gradient
     with Progress("explain", total=sum(len(entry["cells"]) for entry, _ in jobs), unit="methods") as progress:
         for entry, name in jobs:
             file = f"{entry['systems']}-{args.seed}.safetensors"
@@ -175,15 +189,13 @@ def main() -> None:
                 loaded[file] = load_systems(args.systems / file)
             systems = loaded[file]
             table = pd.read_parquet(args.splits / f"{systems.world}.parquet")
-            shard, seconds = explain_system(entry, name, systems, table, args.data, progress)
-            if (file, name) not in own:
-                sample = start_images(systems.world, table, args.data, entry)
-                objective = log_confidence(systems.system(name).log_probabilities, sample.labels)
-                own[file, name] = pass_seconds(objective, systems.vae.latents(sample.images)[0])
-            for method, spent in seconds.items():
-                facts = {"starts": shard.starts, "classifier": shard.classifier, "method": method, "seconds": spent}
-                evaluations = int(shard.batches[method].forward.max(1).values.sum())
-                cost.append({**facts, "evaluations": evaluations, "pass_seconds": own[file, name]})
+            shard, spent = explain_system(entry, name, systems, table, args.data, progress)
+            facts = {"starts": shard.starts, "classifier": shard.classifier}
+            for line in spent:
+                pixels = line.pop("pixels")
+                if (file, name, pixels) not in own:
+                    own[file, name, pixels] = gradient_seconds(systems.system(name), shard, args.data, pixels)
+                cost.append({**facts, **line, "pass_seconds": own[file, name, pixels]})
             shards.append(shard)
     facts = {"commit": commit(), "seed": args.seed, "cells": cost}
     write_atomic(args.out.with_suffix(".cost.json"), json.dumps(facts, indent=1, sort_keys=True))

@@ -11,15 +11,14 @@ import pandas as pd
 
 from common.errors import one_line_errors
 from common.files import write_atomic
-from common.results import JUDGES
 from common.statistics import paired_bootstrap
-from papers.clarity.names import cell_names
+from papers.clarity.names import JUDGED, cell_names
 
-JUDGED = ["oracle_share", "oracle_valid", *(f"oracle_{judge}" for judge in JUDGES)]
 CHANGES = ["im1", "knn", "change", "distance", "dz", "twin_error", "steps"]
 LATENTS = ["bald", "latent_norm", "latent_nll", "round_trip", "diverged", "straightness"]
 CELL = ["world", "space", "m", "method", "strength"]
 MATCHED = ("direction", "class-mean-shift", "random-latent", "twin-latent")
+AT_EQUAL_CHANGE = ("direction/change", "class-mean-shift/change")
 OWN_THRESHOLD = {
     "revise-plain": [0.5, 0.9], "revise-plain/tuned": [0.5, 0.9], "revise-adam": [0.5, 0.9],
     "revise-adam/tuned": [0.5, 0.9], "latent-ascent": [0.9, 0.99], "schut": [0.9, 0.99],
@@ -52,7 +51,7 @@ def grid_table(cells: pd.DataFrame) -> pd.DataFrame:
     """R-T1: every cell of the grid space × ensemble size, at matched latent distances and at its own thresholds; the
     class-mean shift, which needs no classifier, and the trivial anchors among them."""
     searches = ("search", "search/lambda", "plain-p", "plain-log-p")
-    chosen = cells["method"].isin([*MATCHED, *(f"{m}/change" for m in MATCHED), *searches, *ANCHORS, "pixel-ascent"])
+    chosen = cells["method"].isin([*MATCHED, *AT_EQUAL_CHANGE, *searches, *ANCHORS, "pixel-ascent"])
     return summary(cells[chosen], [*JUDGED, "valid", "covered", *CHANGES, *LATENTS])
 
 
@@ -106,7 +105,7 @@ def main() -> None:
     gradients, agreement, convergence = (
         pd.read_parquet(args.diagnostics / f"{name}.parquet") for name in ("gradients", "agreement", "convergence")
     )
-    gradients = gradients[gradients["adequate"] == 1]
+    gradients, agreement, convergence = (table[table["adequate"] == 1] for table in (gradients, agreement, convergence))
     tables = {
         "rt1-grid": with_kid(grid_table(cells), kid),
         "rt2-baselines": with_kid(baseline_table(cells, args.level), kid),

@@ -17,10 +17,9 @@ from common.errors import one_line_errors
 from common.files import atomic_path
 from common.measure import judge_accuracy, judged, measure_shard, oracle_gate
 from common.progress import Progress
-from common.results import write_rows
+from common.results import PANEL, write_rows
 from papers.svce.explain import ROUNDS
 
-PANEL = ("augmented", "svm", "l2at")
 CELL = ["world", "classifier", "method", "strength"]
 
 

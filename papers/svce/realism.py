@@ -27,9 +27,9 @@ from common.measure import judge_accuracy, oracle_gate, passing_judges, reliance
 from common.metrics.perturbation import lp_norm, on_mask
 from common.metrics.realism import Features, Halves, Reference
 from common.progress import Progress
+from common.results import PANEL
 from common.statistics import half_sample_interval
 
-PANEL = ("augmented", "svm", "l2at")
 SETTINGS = ("ID", "OD")
 CELL = ["world", "starts", "classifier", "method", "strength"]
 

@@ -118,7 +118,7 @@ rule svce_measure:
         oracles=expand(
             f"{ORACLES}/{{world}}-{{judge}}.safetensors",
             world=sorted(set(SVCE["panels"].values())),
-            judge=JUDGES[:3],
+            judge=PANEL,
         ),
     output:
         rows=f"{RESULTS}/svce/rows.parquet",
@@ -151,7 +151,7 @@ rule svce_realism:
         oracles=expand(
             f"{ORACLES}/{{world}}-{{judge}}.safetensors",
             world=sorted(set(SVCE["panels"].values())),
-            judge=JUDGES,
+            judge=ORACLE_NETS,
         ),
     output:
         rows=f"{RESULTS}/svce/realism.parquet",

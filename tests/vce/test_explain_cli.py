@@ -286,7 +286,7 @@ def systems(here) -> Path:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         vae = VAE("mlp", (1, 28, 28), 3, (16,)).eval().requires_grad_(False)
-    ensemble = Ensemble.create("latent_mlp", (3,), 10, 2, 0)
+    ensemble = Ensemble.create("mlp", (3,), 10, 2, 0)
     for value in ensemble.state.values():
         value.zero_()
     first, middle, last = (ensemble.state[f"{layer}.weight"] for layer in (1, 3, 5))

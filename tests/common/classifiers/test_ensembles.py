@@ -8,9 +8,8 @@ from common.classifiers.ensembles import ARCHITECTURES, Ensemble, Recipe, combin
 from common.errors import VceError
 
 SHAPES = {
-    "latent_mlp": (6,),
+    "mlp": (6,),
     "latent_cnn": (3, 4, 4),
-    "pixel_mlp": (1, 8, 8),
     "schut_mlp": (1, 8, 8),
     "pixel_cnn": (3, 8, 8),
     "texture_cnn": (3, 8, 8),
@@ -23,7 +22,7 @@ def draw(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def create(architecture="latent_mlp", members=M, seed=0, sharpness=8.0, **settings):
+def create(architecture="mlp", members=M, seed=0, sharpness=8.0, **settings):
     """Untrained members whose last layer is scaled up, so that they disagree."""
     ensemble = Ensemble.create(architecture, SHAPES[architecture], K, members, seed, **settings)
     last = list(ensemble.state)[-2]
@@ -31,7 +30,7 @@ def create(architecture="latent_mlp", members=M, seed=0, sharpness=8.0, **settin
     return ensemble
 
 
-def inputs(architecture="latent_mlp", n=N):
+def inputs(architecture="mlp", n=N):
     shape = SHAPES[architecture]
     return draw(n, 48) if architecture == "latent_cnn" else draw(n, *shape)
 
@@ -132,8 +131,8 @@ def test_members_are_initialised_one_after_the_other():
 
 
 def test_unknown_architectures_are_refused():
-    for build in (Ensemble.create("latent_mlp", (6,), K, 2, 0).state, None):
-        with pytest.raises(VceError, match="architecture 'resnet' is unknown; choose one of latent_mlp, "):
+    for build in (Ensemble.create("mlp", (6,), K, 2, 0).state, None):
+        with pytest.raises(VceError, match="architecture 'resnet' is unknown; choose one of mlp, "):
             Ensemble("resnet", (6,), K, build) if build else Ensemble.create("resnet", (6,), K, 2, 0)
 
 
@@ -222,7 +221,7 @@ def blobs(n, seed=0, spread=1.0):
 
 
 def brief(**fields):
-    return Recipe(**{"architecture": "latent_mlp", "members": M, "epochs": 3, "batch_size": 16, **fields})
+    return Recipe(**{"architecture": "mlp", "members": M, "epochs": 3, "batch_size": 16, **fields})
 
 
 def trained(recipe, x, labels, seed=0, progress=None, ensemble=None):
@@ -279,17 +278,17 @@ def test_each_member_sees_every_image_once_an_epoch_in_its_own_order():
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("fgsm", [0.0, 0.07])
-def test_training_is_a_loop_over_members(fgsm):
+@pytest.mark.parametrize(("architecture", "fgsm"), [("mlp", 0.0), ("mlp", 0.07), ("pixel_cnn", 0.0)])
+def test_training_is_a_loop_over_members(architecture, fgsm):
     """In float64: AdamW on one network at a time; with `fgsm` each batch joined by x + ε·sign(∇ₓ loss) in [0, 1]."""
     x, labels = (
         torch.rand(20, 1, 8, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0)),
         torch.arange(20) % K,
     )
     x[:, :, :2] = x[:, :, :2].round()  # black and white values cannot move outwards
-    recipe = brief(architecture="pixel_mlp", epochs=2, batch_size=8, fgsm=fgsm, weight_decay=0.1)
-    state = Ensemble.create("pixel_mlp", (1, 8, 8), K, M, 0).state
-    ensemble = Ensemble("pixel_mlp", (1, 8, 8), K, {name: value.double() for name, value in state.items()})
+    recipe = brief(architecture=architecture, epochs=2, batch_size=8, fgsm=fgsm, weight_decay=0.1)
+    state = Ensemble.create(architecture, (1, 8, 8), K, M, 0).state
+    ensemble = Ensemble(architecture, (1, 8, 8), K, {name: value.double() for name, value in state.items()})
     networks = [network.double() for network in members_of(ensemble)]
     batches = recorded(recipe, x, labels, ensemble)
     for m, network in enumerate(networks):
@@ -320,7 +319,7 @@ def test_an_overfitted_ensemble_is_overconfident():
 @pytest.mark.parametrize("member", range(M))
 def test_a_member_that_is_no_number_is_named(member):
     x, labels = blobs(40)
-    start = Ensemble.create("latent_mlp", (6,), K, M, 0)
+    start = Ensemble.create("mlp", (6,), K, M, 0)
 
     def inputs(rows, generator):
         batch = x[rows]

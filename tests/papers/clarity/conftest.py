@@ -13,12 +13,12 @@ from papers.clarity.train import train_space
 
 LATENT, MEMBERS = 4, 3
 ARCHITECTURES = {
-    "p": "pixel_mlp",
-    "pr": "pixel_mlp",
-    "l-mean": "latent_mlp",
-    "l-sample": "latent_mlp",
+    "p": "mlp",
+    "pr": "mlp",
+    "l-mean": "mlp",
+    "l-sample": "mlp",
     "schut": "schut_mlp",
-    "pr-sample": "pixel_mlp",
+    "pr-sample": "mlp",
 }
 TEMPERATURES = {
     **{f"{space}.{k}": 0.7 + 0.1 * k for space in ARCHITECTURES for k in range(MEMBERS)},

@@ -17,6 +17,8 @@ from papers.clarity.cells import (
     interactions,
     kid_intervals,
     passing_gate,
+    reached,
+    vae_of,
 )
 from papers.clarity.tables import gradient_table
 
@@ -47,7 +49,7 @@ def test_cells_average_single_members():
             row("p.1", "p", 1, "direction", 2.0, "a"),
         ]
     )
-    cells = cells_of(rows).set_index(["method", "m"])
+    cells = cells_of(reached(rows)).set_index(["method", "m"])
     assert len(cells) == 3 and cells["classifier"].tolist() == ["p-m1", "p-m1", "p-m3"]
     single = cells.loc[("search", 1)]
     assert (single["oracle_share"], single["confidence"]) == (0.5, pytest.approx(0.85))
@@ -75,7 +77,7 @@ def test_cells_average_single_members():
 def test_only_thresholds_are_reached(method, counts):
     rows = pd.DataFrame([row("p.0", "p", 1, method, 0.9, image, confidence=c) for image, c in (("a", 0.9), ("b", 0.2))])
     rows["confidence"] = rows["confidence"].astype(np.float32)  # .9 in float32 is below .9
-    valid = cells_of(rows).set_index("image")["valid"]
+    valid = cells_of(reached(rows)).set_index("image")["valid"]
     assert valid.astype(float).tolist() == [1.0, 0.0] if counts else valid.isna().all()
 
 
@@ -111,7 +113,7 @@ def test_directions_are_read_at_equal_change():
         lines.append(row("p.0", "p", 1, "direction", strength, image, **values))
         lines.append(row("l-sample-m10", "l-sample", 10, "class-mean-shift", strength, image, **values))
         lines.append(row("p.0", "p", 1, "search", strength / 5, image, **values))
-    found = at_equal_change(cells_of(pd.DataFrame(lines)), {"mnist": [1.0, 4.0, 8.0, 30.0]})
+    found = cells_of(at_equal_change(pd.DataFrame(lines), {"mnist": [1.0, 4.0, 8.0, 30.0]}))
     assert set(found["method"]) == {"direction/change", "class-mean-shift/change"} and len(found) == 2 * 2 * 4
     value = found[found["method"] == "direction/change"].set_index(["image", "strength"])
     assert value.loc["a", "oracle_share"].tolist() == pytest.approx([0.1, 0.3, 0.75, 1.0])
@@ -119,6 +121,32 @@ def test_directions_are_read_at_equal_change():
     assert value.loc["a", "im1"].tolist() == pytest.approx([0.9, 0.7, 0.25, 0.0])
     assert value.loc["a", "change"].tolist() == [1, 4, 8, 10]  # the path ends at 10
     assert (value["classifier"] == "p-m1").all() and (value["space"] == "p").all()
+    assert (value["reliance"] == 0.9).all()  # of the system that is followed, not of where its path begins
+
+
+def test_equal_change_is_read_on_each_member_before_they_are_averaged():
+    """Two members, of which one overshoots: the mean of their readings is no reading of their mean path."""
+    lines = [
+        row("l-sample-m10", "l-sample", 10, "reconstruction", 0.0, "a", oracle_share=0.0, change=0.0, reliance=0.1)
+    ]
+    for k, change in enumerate((2.0, 20.0)):
+        lines.append(row(f"p.{k}", "p", 1, "direction", 1.0, "a", oracle_share=1.0, change=change))
+    found = cells_of(at_equal_change(pd.DataFrame(lines), {"mnist": [5.0]}))
+    assert found["oracle_share"].item() == pytest.approx((1.0 + 0.25) / 2)  # the mean path would give 5/11
+    assert found["change"].item() == pytest.approx((2.0 + 5.0) / 2) and found["reliance"].item() == 0.9
+
+
+def test_paths_of_other_lengths_are_read_apart():
+    lines = [row("l-sample-m10", "l-sample", 10, "reconstruction", 0.0, "a", oracle_share=0.0, change=0.0)]
+    lines += [row("p.0", "p", 1, "direction", r, "a", oracle_share=r / 4, change=r) for r in (1.0, 2.0, 3.0)]
+    lines += [row("p-m5", "p", 5, "direction", r, "a", oracle_share=r / 2, change=r) for r in (1.0, 2.0)]
+    found = at_equal_change(pd.DataFrame(lines), {"mnist": [1.5]}).set_index("classifier")["oracle_share"]
+    assert found.to_dict() == {"p.0": pytest.approx(0.375), "p-m5": pytest.approx(0.75)}
+
+
+def test_a_cell_knows_its_vae():
+    names = pd.Series(["p", "mnist-d8:l-sample", "l-sample-log", "mnist-beta-two:l-sample-m5"])
+    assert vae_of(names).tolist() == ["", "mnist-d8", "", "mnist-beta-two"]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import itertools
 import math
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.data import datasets
 from papers.clarity.diagnostics import (
     agreement,
     convergence,
@@ -20,6 +22,7 @@ from papers.clarity.diagnostics import (
     over_members,
     reconstruction_gate,
     start_gradients,
+    variant_accuracy,
 )
 from papers.clarity.systems import System
 
@@ -192,18 +195,33 @@ def test_single_members_are_averaged():
 
 @pytest.mark.parametrize(("kept", "adequate"), [(10, 1.0), (9, 1.0), (8, 1.0), (7, 0.0)])
 def test_a_generator_that_costs_more_than_ten_points_is_inadequate(kept, adequate):
-    rows = [("mnist", 0, 1, "p.0", f"i{k}", 0.9, 0.1 * kept) for k in range(20)]
-    rows += [("mnist", 0, 5, "p-m5", f"i{k}", 1.0, 0.0) for k in range(20)]  # ensembles do not count
-    gate = reconstruction_gate(accuracies(rows))
-    assert gate[["world", "seed"]].to_numpy().tolist() == [["mnist", 0]] and gate["adequate"].tolist() == [adequate]
-    assert gate["cost"].item() == pytest.approx(0.9 - 0.1 * kept)
+    main = accuracies([("mnist", 0, 1, "p.0", f"i{k}", 0.9, 0.1 * kept) for k in range(20)]).assign(vae="")
+    variant = accuracies([("mnist", 0, 1, "p.0", f"i{k}", 0.9, 0.85) for k in range(20)]).assign(vae="mnist-d8")
+    gate = reconstruction_gate(pd.concat([main, variant])).set_index("vae")
+    assert gate.loc["", "cost"] == pytest.approx(0.9 - 0.1 * kept) and gate.loc["", "adequate"] == adequate
+    assert gate.loc["mnist-d8", "adequate"] == 1  # each VAE passes or fails on its own
+
+
+def test_a_variant_is_read_by_the_main_pixel_classifiers(systems, digits, monkeypatch):
+    """A VAE that draws black costs them all they read beyond the class they see in black."""
+    black = replace(systems, vae=deepcopy(systems.vae))
+    black.vae.decoder[-1].weight.zero_(), black.vae.decoder[-1].bias.fill_(-30.0)
+    monkeypatch.setattr(datasets, "load", lambda *arguments: digits)
+    found = variant_accuracy(black, "black", systems, None, None)
+    names = systems.names("p", [1])
+    assert len(found) == len(names) * len(digits.ids) and (found["vae"] == "black").all()
+    for k, name in enumerate(names):
+        system, mine = systems.system(name), found.iloc[len(digits.ids) * k : len(digits.ids) * (k + 1)]
+        seen = system(torch.zeros_like(digits.images)).argmax(1)
+        assert mine["correct"].tolist() == (system(digits.images).argmax(1) == digits.labels).float().tolist()
+        assert mine["correct_reconstruction"].tolist() == (seen == digits.labels).float().tolist()
 
 
 @pytest.mark.parametrize("right", range(20, 101, 10))
 def test_exactly_ten_points_are_adequate(right):
     images = [f"i{k}" for k in range(100)]
     rows = [("mnist", 0, 1, "p.0", image, k < right, k < right - 10) for k, image in enumerate(images)]
-    table = accuracies(rows).astype({"correct": np.float32, "correct_reconstruction": np.float32})
+    table = accuracies(rows).astype({"correct": np.float32, "correct_reconstruction": np.float32}).assign(vae="")
     assert reconstruction_gate(table)["adequate"].tolist() == [1.0]
     table.loc[0, "correct_reconstruction"] = 0  # one image more is too much
     assert reconstruction_gate(table)["adequate"].tolist() == [0.0]

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 SIZES = {"systems": 100, "calibration": 30, "oracles": 80, "tuning": 0, "pairs": 50}
 VAE = {"world": "mnist", "seeds": [0], "architecture": "mlp", "latent": 4, "epochs": 2, "widths": [32], "shift": 1}
 BRIEF = {"epochs": 1, "batch_size": 32}
-MLP, LATENT = {**BRIEF, "architecture": "pixel_mlp"}, {**BRIEF, "architecture": "latent_mlp", "epochs": 4}
+MLP, LATENT = {**BRIEF, "architecture": "mlp"}, {**BRIEF, "architecture": "mlp", "epochs": 4}
 ENTRY = {"world": "mnist", "singles": 2, "copies": 2, "shift": 1}
 SPACES = {
     "p": {**MLP, "members": 5},
@@ -111,8 +111,9 @@ def chain(monkeypatch, home, out):
         run(monkeypatch, shards, "--group", json.dumps(group), "--systems", out / "systems", *data, "--seed", 0,
             "--out", out / f"batches/{name}-0.safetensors")  # fmt: skip
     diagnosed = {"mnist": {space: [1, recipe["members"]] for space, recipe in SPACES.items()}}
-    run(monkeypatch, diagnostics, "--systems", out / "systems/mnist-0.safetensors", "--diagnosed",
-        json.dumps(diagnosed), "--n", 4, *data, "--out", out / "diagnostics")  # fmt: skip
+    run(monkeypatch, diagnostics, "--systems", out / "systems/mnist-0.safetensors", "--variants",
+        out / "systems/variant-0.safetensors", "--diagnosed", json.dumps(diagnosed), "--n", 4, *data, "--out",
+        out / "diagnostics")  # fmt: skip
     run(monkeypatch, measure, "--shards", *sorted((out / "batches").glob("*.safetensors")), "--systems",
         out / "systems", "--autoencoders", f"mnist={home}/autoencoders", *data, "--oracles", home / "oracles",
         "--out", out / "measured/0")  # fmt: skip
@@ -123,7 +124,7 @@ def chain(monkeypatch, home, out):
 
 def judged(monkeypatch, out):
     """Tables, of few metrics for the time they take, and verdicts of what `chain` measured."""
-    for name, metrics in (("JUDGES", ["oracle_share"]), ("CHANGES", ["im1", "dz"]), ("LATENTS", ["bald"])):
+    for name, metrics in (("JUDGED", ["oracle_share"]), ("CHANGES", ["im1", "dz"]), ("LATENTS", ["bald"])):
         monkeypatch.setattr(tables, name, metrics)
     run(monkeypatch, tables, "--results", out, "--diagnostics", out / "diagnostics", "--level", 0.5, "--out",
         out / "tables")  # fmt: skip
@@ -317,7 +318,9 @@ def test_diagnostics_cover_every_cell(runs):
         "p": [1, 2], "pr": [1, 2], "l-mean": [1, 2], "l-sample": [1, 2, 3, 5]
     }  # fmt: skip
     single = accuracy[(accuracy["space"] == "p") & (accuracy["m"] == 1)]
-    assert gate["correct"].item() == pytest.approx(single["correct"].mean())
+    by_vae = gate.set_index("vae")
+    assert set(by_vae.index) == {"", "variant"} and by_vae.loc["", "correct"] == pytest.approx(single["correct"].mean())
+    assert by_vae.loc["variant", "correct"] == pytest.approx(by_vae.loc["", "correct"])  # the same images and readers
     assert set(single["correct"].unique()) <= {0, 0.5, 1}  # of two members
     ensembles = gradients[gradients["m"] > 1]  # means over single members are no products
     assert np.allclose(ensembles["grad_p"], ensembles["grad_log_p"] * np.exp(ensembles["log_p"]), rtol=1e-4)

@@ -25,8 +25,7 @@ def draw(systems, digits, copies, monkeypatch):
     def draw(space, rows, seed=0):
         taken = {}
         monkeypatch.setattr(train, "train_ensemble", lambda ensemble, inputs, *rest: taken.update(inputs=inputs))
-        architecture = "latent_mlp" if space.startswith("l-") else "pixel_mlp"
-        recipe = Recipe(architecture, M, 1)
+        recipe = Recipe("mlp", M, 1)
         ensemble = train.train_space(space, recipe, systems.vae, copies, digits.labels, 10, seed, PROGRESS)
         assert len(ensemble) == M and ensemble.shape == ((4,) if space.startswith("l-") else (1, 28, 28))
         return taken["inputs"](rows, torch.Generator().manual_seed(seed))
@@ -80,6 +79,6 @@ def test_decoded_samples_are_drawn_once(systems, copies, draw):
 
 
 def test_a_member_that_diverges_names_its_space(systems, copies, digits):
-    recipe = Recipe("pixel_mlp", 2, 3, batch_size=8, learning_rate=1e30)
+    recipe = Recipe("mlp", 2, 3, batch_size=8, learning_rate=1e30)
     with pytest.raises(VceError, match=r"^pr: member \d diverged in epoch \d: .*lower `learning_rate` in config/$"):
         train.train_space("pr", recipe, systems.vae, copies, digits.labels, 10, 0, PROGRESS)
