@@ -318,7 +318,9 @@ def _summary(claim: Claim, outcomes: list[Outcome]) -> dict:
 
 
 def _size(outcome: Outcome) -> str:
-    return f" at screening size, n = {outcome.n}" if outcome.role == "control" and _is_screening(outcome) else ""
+    if outcome.role == "primary" or not _is_screening(outcome):
+        return ""
+    return f" at screening size, n = {outcome.n}, training seeds: {len(outcome.seeds.split())}"
 
 
 def _is_screening(outcome: Outcome) -> bool:
