@@ -36,8 +36,8 @@ def explain(
         typer.Option(
             "--radius",
             "--strength",
-            help="Strength of the change; up to 8 values. svce: l1.5 radius, by default 50 75 100 at 224 px. clarity:"
-            " own confidence to reach, by default .5 .9 .99.",
+            help="Strength of the change; up to 8 values. svce: l1.5 radius, by default 50 75 100 at 224 px. clarity,"
+            " disc: own confidence to reach, by default .5 .9 .99.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random streams.")] = 0,

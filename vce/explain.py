@@ -161,7 +161,8 @@ def _explain_batch(
 def _facts(path: Path, request: Request) -> dict:
     """What every record says, whatever becomes of the image."""
     packages = ("torch", "torchvision", "timm", "numpy", "pillow")
-    return {
+    about = METHODS[request.method].about
+    return ({"about": about} if about else {}) | {
         "image": _text(str(path)),
         "method": request.method,
         "classifier": request.classifier.name,

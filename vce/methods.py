@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Method:
     """`path`: import path of its `explain`; `strengths`: from image shape C×H×W to defaults; `label`: their symbol;
-    `classifier`: the one that is explained by default; `loader`: import path of what loads classifiers by name.
+    `classifier`: the one that is explained by default; `loader`: import path of what loads classifiers by name;
+    `about`: what every record has to say of how the method runs here.
     """
 
     path: str
@@ -24,6 +25,7 @@ class Method:
     label: str
     classifier: str = "imagenet/efficientnet-lite0"
     loader: str = "common.classifiers.pretrained:load_classifier"
+    about: str = ""
 
     def load(self) -> Callable:
         """The contract function of `common.explain.Explainer`."""
@@ -54,6 +56,12 @@ METHODS = {
     "svce": Method("papers.svce.explain:explain", svce_radii, "eps"),
     "clarity": Method(
         "papers.clarity.explain:explain", confidences, "tau", "clarity/mnist", "papers.clarity.systems:load_shipped"
+    ),
+    "disc": Method(
+        "papers.disc.explain:explain",
+        confidences,
+        "tau",
+        about="manifold consistency is off: this classifier comes without an auxiliary that was trained with it",
     ),
 }
 

@@ -1,0 +1,104 @@
+"""DISC's contract function: counterfactuals from a classifier, its auxiliary and one image, and nothing else."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.errors import VceError
+from common.explain import CounterfactualBatch, Streams, finish
+from common.generators.priors import PRIORS, CoordinateNetwork, DeepImagePrior, Prior
+from papers.disc.layers import Layers
+from papers.disc.method import PROGRESSIVE, Schedule, class_confidence, class_target, invert
+
+FIT, FIT_LARGE = 1e-3, 1e-2  # mean squared pixel error, 30 and 20 dB, that a prior must reach before it is steered
+WIDTHS = (16, 32, 32, 64, 64)  # channels of the deep image prior, by halvings of the image
+SMALL = 64  # pixels; above, a coordinate network of this size no longer draws an image, and the bounds are wider
+
+
+class Auxiliary(Protocol):
+    """A companion of the classifier: from the activations of its `layers`, how far N images are from the data."""
+
+    layers: tuple[str, ...]
+
+    def __call__(self, activations: list[Tensor]) -> Tensor: ...
+
+
+def explain(
+    images: Tensor,
+    source: Tensor,
+    target: Tensor,
+    *,
+    classifier: nn.Module,
+    rng: Streams,
+    strengths: Sequence[float] = (0.5, 0.9, 0.99),
+    callback: Callable[[dict], None] | None = None,
+    prior: Prior | str | None = None,
+    auxiliary: Auxiliary | None = None,
+    layers: Sequence[str] | None = None,
+    lambdas: tuple[float, float, float] = (1.0, 2.0, 0.2),
+    schedule: Schedule = PROGRESSIVE,
+    fit: float | None = None,
+) -> CounterfactualBatch:
+    """DISC (§2.7): fit an untrained prior to the image, then steer it until F's probability of the target reaches each
+    τ in `strengths`; each image of the path is the first iterate that does, or the last.
+
+    `classifier` F and `auxiliary`, its companion for manifold consistency (none: that term is off), are all that is
+    seen besides the image; `prior` is a prior, `inr` or `dip`, by default the coordinate network up to 64 pixels and
+    the deep image prior above. `reference` is what the prior drew before it was steered. A sample whose target is its
+    source is skipped; one that the prior could not fit to a mean squared error of `fit` (by default .001 up to 64
+    pixels, .01 above), or whose loss is no number, diverged. Raises VceError for a τ outside (0, 1), an unknown layer
+    or prior, or images of another shape than the classifier's.
+    """
+    for tau in strengths:
+        if not 0 < tau < 1:
+            raise VceError(f"strengths: τ = {tau:g} is no confidence between 0 and 1")
+    shape = tuple(images.shape[1:])
+    expected = getattr(classifier, "image_shape", shape)
+    if shape != tuple(expected):
+        raise VceError(f"images of shape {shape}: the classifier reads {tuple(expected)}; convert them first")
+    n, s, same = len(images), len(strengths), source == target
+    also = () if auxiliary is None else auxiliary.layers
+    paths, reference = images[:, None].repeat(1, s, 1, 1, 1), images.clone()
+    steps, diverged = torch.zeros(n, s, dtype=torch.long), torch.zeros(n, s, dtype=torch.bool)
+    prior, model, rows = prior_for(shape, prior), Layers(classifier, shape, layers, also), (~same).nonzero()[:, 0]
+    if len(rows):
+        found = invert(
+            images[rows],
+            prior,
+            prior.initial(rng[rows.tolist()]),
+            model,
+            class_target(target[rows]),
+            class_confidence(target[rows]),
+            strengths,
+            manifold=auxiliary,
+            lambdas=lambdas,
+            schedule=schedule,
+            callback=callback,
+        )
+        bound = fit or (FIT_LARGE if max(shape[1:]) > SMALL else FIT)
+        paths[rows], reference[rows] = found.images, found.fitted
+        steps[rows] = found.steps + schedule.fit
+        diverged[rows] = (found.diverged | (found.error > bound))[:, None].expand(-1, s)
+    batch = finish(
+        images, paths, target, classifier=classifier, strengths=strengths, diverged=diverged, steps=steps,
+        passes=(steps, steps),
+    )  # fmt: skip
+    status = np.where(same[:, None].numpy(), "skipped", batch.status)
+    return CounterfactualBatch(**{**vars(batch), "status": status, "reference": reference})
+
+
+def prior_for(shape: tuple[int, int, int], prior: Prior | str | None) -> Prior:
+    """The prior itself, or that of a name for images of this shape. Raises VceError for an unknown name."""
+    if not isinstance(prior, str | None):
+        return prior
+    if prior not in (None, *PRIORS):
+        raise VceError(f"prior {prior!r} is unknown; choose one of {', '.join(PRIORS)}")
+    if prior == "dip" or (prior is None and max(shape[1:]) > SMALL):
+        common = math.gcd(shape[1], shape[2])
+        halvings = (common & -common).bit_length() - 1  # how often both sides can be halved
+        return DeepImagePrior(shape, widths=WIDTHS[: max(halvings, 1)])
+    return CoordinateNetwork(shape)

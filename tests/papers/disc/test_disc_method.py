@@ -1,0 +1,319 @@
+"""DISC's inversion on generators and classifiers with closed forms, and its contract with real ones."""
+
+import inspect
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.classifiers.architectures import strided_cnn
+from common.classifiers.base import Classifier
+from common.digest import closure
+from common.errors import VceError
+from common.explain import Streams
+from common.generators.priors import CoordinateNetwork, DeepImagePrior
+from papers.disc.explain import explain, prior_for
+from papers.disc.layers import Layers
+from papers.disc.method import (
+    JOINT,
+    PROGRESSIVE,
+    Schedule,
+    class_confidence,
+    class_target,
+    graded_target,
+    invert,
+    regression_target,
+    semantics,
+)
+
+SHAPE, TAUS = (3, 8, 8), (0.5, 0.7, 0.9)
+QUICK = Schedule(fit=5, steer=60)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A prior without a prior: the image itself, in logits."""
+
+    learning_rate: float = 0.05
+
+    def __call__(self, weights):
+        return weights["logits"].sigmoid()
+
+
+class Linear(nn.Module):
+    """Two logits, linear in the image; `bad` images get no number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.randn(192, 2, generator=torch.Generator().manual_seed(0))
+        self.bad = False
+
+    def forward(self, x):
+        logits = x.flatten(1) @ self.weight * 0.3
+        return torch.where((x[:, :1, 0, 0] > 0.95) & self.bad, torch.nan, logits)
+
+
+@pytest.fixture
+def problem():
+    generator = torch.Generator().manual_seed(3)
+    x = 0.1 + 0.8 * torch.rand(6, *SHAPE, generator=generator)
+    x[:, :, 0, 0] = 0.5
+    classifier = Linear()
+    return x, 1 - classifier(x).argmax(1), classifier
+
+
+def run(x, target, classifier, **settings):
+    model = settings.pop("model", lambda images: (classifier(images), [], [images]))
+    settings = {"schedule": QUICK, "lambdas": (0.1, 1.0, 1.0)} | settings
+    weights = {"logits": torch.logit(x)}
+    return invert(x, Pixels(), weights, model, class_target(target), class_confidence(target), TAUS, **settings)
+
+
+def test_semantics_are_pixels_and_layers_without_a_scale():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 4, *SHAPE, generator=generator)
+    a, b = ([torch.randn(4, c, 5, 5, generator=generator) for c in (2, 7)] for _ in range(2))
+    found = semantics(y, x, a, b)
+    for i in range(4):
+        by_hand = 20 * ((y[i] - x[i]) ** 2).mean()
+        by_hand += sum(((f[i] - g[i]) ** 2).mean() / (g[i] ** 2).mean() for f, g in zip(a, b, strict=True)) / 2
+        assert found[i].item() == pytest.approx(by_hand.item(), rel=1e-5)
+    larger = semantics(y, x, [3 * a[0], a[1]], [3 * b[0], b[1]])
+    assert torch.allclose(found, larger, rtol=1e-5) and (semantics(x, x, b, b) == 0).all()
+
+
+def test_the_schedule_fits_first_and_then_rises_to_one():
+    progressive, joint = PROGRESSIVE, JOINT
+    assert progressive.fit + progressive.steer == joint.fit + joint.steer
+    assert [progressive.weight(k) for k in (0, 159, 160)] == [0, 0, 0]
+    assert progressive.weight(160 + 100) == pytest.approx(0.5) and progressive.weight(160 + 100) < 1
+    assert progressive.weight(160 + 200) == 1 and progressive.weight(400) == 1
+    assert all(joint.weight(k) == 1 for k in (0, 7, 400))
+
+
+def test_each_image_is_the_first_iterate_that_reaches_its_confidence(problem):
+    x, target, classifier = problem
+    seen = []
+
+    def watch(state):
+        p = classifier(state["images"]).softmax(1).gather(1, target[state["rows"], None])[:, 0]
+        seen.append({int(row): (image, float(value)) for row, image, value in zip(
+            state["rows"], state["images"], p, strict=True)})  # fmt: skip
+
+    found = run(x, target, classifier, callback=watch)
+    assert found.reached.all() and (found.steps[:, 1:] >= found.steps[:, :-1]).all()
+    for i in range(6):
+        for s, tau in enumerate(TAUS):
+            steer = [state[i] for state in seen[QUICK.fit :] if i in state]
+            first = next(k for k, (_, p) in enumerate(steer) if p >= tau)
+            assert found.steps[i, s] == first + 1 and torch.equal(found.images[i, s], steer[first][0])
+
+
+def test_the_fit_reconstructs_and_its_last_iterate_is_kept(problem):
+    x, target, classifier = problem
+    start = torch.logit(x) + torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    states = {}
+    found = invert(
+        x, Pixels(), {"logits": start}, lambda images: (classifier(images), [], [images]), class_target(target),
+        class_confidence(target), (0.999,), schedule=Schedule(fit=150, steer=20),
+        callback=lambda state: states.__setitem__(state["k"], state["images"]),
+    )  # fmt: skip
+    first = (states[0] - x).square().flatten(1).mean(1)
+    assert (found.error < 0.01 * first).all() and torch.equal(found.fitted, states[150])
+    assert torch.allclose(found.error, (states[150] - x).square().flatten(1).mean(1))
+    again = torch.stack([states[k].sub(x).square().mean() for k in (0, 50, 100, 150)])
+    assert (again.diff() < 0).all()  # nothing but the reconstruction is asked for until then
+
+
+def test_a_query_is_inverted_as_if_it_were_alone(problem):
+    x, target, classifier = problem
+    together = run(x, target, classifier)
+    for i in range(6):
+        alone = run(x[i : i + 1], target[i : i + 1], classifier)
+        assert torch.equal(alone.steps[0], together.steps[i])
+        assert torch.allclose(alone.images[0], together.images[i], atol=1e-5)
+
+
+def test_a_query_whose_loss_is_no_number_diverges_and_leaves_the_others_alone(problem):
+    x, target, classifier = problem
+    before = run(x, target, classifier)
+    x = x.clone()
+    x[2, :, 0, 0] = 0.99
+    classifier.bad = True
+    found = run(x, target, classifier)
+    assert found.diverged.tolist() == [False, False, True, False, False, False]
+    others = [0, 1, 3, 4, 5]
+    assert torch.allclose(found.images[others], before.images[others], atol=1e-5) and found.images.isfinite().all()
+    assert not found.reached[2].any() and found.reached[others].all()
+
+
+def test_manifold_consistency_pulls_where_it_is_switched_on(problem):
+    """A manifold of dark images: with it the counterfactuals are darker at equal confidence."""
+    x, target, classifier = problem
+    dark = lambda read: 4 * read[0].flatten(1).mean(1)  # noqa: E731
+    plain, pulled = run(x, target, classifier), run(x, target, classifier, manifold=dark)
+    assert (pulled.images[:, -1].mean((1, 2, 3)) < plain.images[:, -1].mean((1, 2, 3)) - 1e-3).all()
+    off = run(x, target, classifier, manifold=dark, lambdas=(0.1, 0.0, 1.0))
+    assert torch.equal(off.images, plain.images)
+
+
+def test_targets_by_hand():
+    logits, rows = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.tensor([2, 0, 1])
+    target, p = torch.tensor([1, 0, 1]), logits.softmax(1)
+    assert torch.allclose(class_target(target)(logits, rows), -torch.stack([p[0, 1], p[1, 1], p[2, 0]]).log())
+    assert torch.allclose(class_confidence(target)(logits, rows), torch.stack([p[0, 1], p[1, 1], p[2, 0]]))
+    level = torch.tensor([0.7, 0.2, 0.5])
+    expected = torch.stack([p[0, 1] - 0.5, p[1, 1] - 0.7, p[2, 0] - 0.2]).square()
+    assert torch.allclose(graded_target(target, level)(logits, rows), expected)
+    assert torch.allclose(regression_target(level)(logits[:, :1], rows), torch.tensor([1.5, 0.7, 0.8]))
+
+
+def test_a_graded_hypothesis_is_met_and_not_passed(problem):
+    x, target, classifier = problem
+    level = torch.full((6,), 0.7)
+    found = invert(
+        x, Pixels(), {"logits": torch.logit(x)}, lambda images: (classifier(images), [], [images]),
+        graded_target(target, level), class_confidence(target), (0.999,),
+        lambdas=(0.0, 0.0, 5.0), schedule=Schedule(fit=0, steer=250, ramp=0.0),
+    )  # fmt: skip
+    assert torch.allclose(class_confidence(target)(classifier(found.images[:, 0]), torch.arange(6)), level, atol=0.02)
+
+
+# layers
+
+
+@pytest.fixture
+def convolutional():
+    torch.manual_seed(0)
+    network = strided_cnn(3, 4)
+    return Classifier(network, "abcd", name="cnn", image_shape=(3, 16, 16)).eval().requires_grad_(False)
+
+
+def test_default_layers_are_the_last_convolution_of_each_size(convolutional):
+    model, x = Layers(convolutional, (3, 16, 16)), torch.rand(2, 3, 16, 16)
+    sizes, expected = {}, {}
+    hooks = [
+        module.register_forward_hook(lambda _, __, out, name=name: sizes.__setitem__(name, out))
+        for name, module in convolutional.named_modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    logits = convolutional(x)
+    for hook in hooks:
+        hook.remove()
+    for name, out in sizes.items():
+        expected[out.shape[-1]] = name
+    assert list(model.names) == list(expected.values()) and len(expected) > 1
+    again, features, _ = model(x)
+    assert torch.equal(again, logits)
+    assert all(torch.equal(feature, sizes[name]) for feature, name in zip(features, model.names, strict=True))
+    assert not any(module._forward_hooks for module in convolutional.modules())  # nothing stays behind
+
+
+def test_named_layers_and_those_that_do_not_exist(convolutional):
+    name = Layers(convolutional, (3, 16, 16)).names[0]
+    assert Layers(convolutional, (3, 16, 16), [name]).names == (name,)
+    with pytest.raises(VceError, match=r"no layer 'layer9'; its convolutions are network\.") as caught:
+        Layers(convolutional, (3, 16, 16), [name, "layer9"])
+    assert "\n" not in str(caught.value)
+    assert Layers(Linear(), SHAPE).names == ()
+
+
+# the contract
+
+
+def streams(n, seed=0):
+    return Streams(seed, tuple(f"i{k}" for k in range(n)), (1,) * n)
+
+
+@pytest.fixture
+def pictures():
+    """Smooth images that a small prior can draw."""
+    v, u = torch.meshgrid(torch.linspace(0, 1, 16), torch.linspace(0, 1, 16), indexing="ij")
+    return torch.stack([torch.stack([u, v, 0.5 * (u + v)]).pow(1 + k / 2) for k in range(4)])
+
+
+BRIEF = {"schedule": Schedule(fit=60, steer=60), "prior": CoordinateNetwork((3, 16, 16), hidden=16, learning_rate=1e-2)}
+
+
+def test_the_contract(convolutional, pictures):
+    source = convolutional(pictures).argmax(1)
+    target = torch.where(torch.arange(4) == 2, source, (source + 1) % 4)
+    batch = explain(pictures, source, target, classifier=convolutional, rng=streams(4), strengths=TAUS, **BRIEF)
+    assert batch.images.shape == (4, 3, 3, 16, 16) and batch.images.min() >= 0 and batch.images.max() <= 1
+    assert (batch.status[2] == "skipped").all() and torch.equal(batch.images[2, 0], pictures[2])
+    assert (batch.steps[2] == 0).all() and (batch.steps[[0, 1, 3]] > 60).all()
+    assert torch.equal(batch.forward, batch.steps) and torch.equal(batch.backward, batch.steps)
+    log_p = convolutional(batch.images.flatten(0, 1)).log_softmax(1).view(4, 3, 4)
+    expected = log_p.gather(2, target[:, None, None].expand(4, 3, 1))[..., 0]
+    assert torch.allclose(batch.log_confidence, expected, atol=1e-5)
+    assert torch.allclose(batch.distance, (batch.images - pictures[:, None]).abs().flatten(2).mean(2))
+    assert ((batch.reference - pictures)[[0, 1, 3]].abs().mean() < 0.05) and torch.equal(
+        batch.reference[2], pictures[2]
+    )
+    again = explain(pictures, source, target, classifier=convolutional, rng=streams(4), strengths=TAUS, **BRIEF)
+    assert torch.equal(batch.images, again.images) and np.array_equal(batch.status, again.status)
+    one = explain(
+        pictures[3:], source[3:], target[3:], classifier=convolutional, rng=streams(4)[[3]], strengths=TAUS, **BRIEF
+    )
+    assert torch.equal(one.steps[0], batch.steps[3]) and torch.allclose(one.images[0], batch.images[3], atol=1e-3)
+
+
+def test_nothing_to_explain_is_nothing_done(convolutional, pictures):
+    source = convolutional(pictures).argmax(1)
+    batch = explain(pictures, source, source, classifier=convolutional, rng=streams(4), **BRIEF)
+    assert (batch.status == "skipped").all() and (batch.steps == 0).all() and torch.equal(batch.reference, pictures)
+
+
+def test_a_query_that_the_prior_cannot_draw_diverges(convolutional, pictures):
+    noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.cat([pictures[:1], noise])
+    source = convolutional(x).argmax(1)
+    batch = explain(
+        x, source, (source + 1) % 4, classifier=convolutional, rng=streams(2), strengths=(0.5,), fit=0.01, **BRIEF
+    )
+    assert (batch.status[1] == "diverged").all() and (batch.status[0] != "diverged").all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strengths": (1.0,)}, "τ = 1 is no confidence"),
+        ({"prior": "gan"}, "prior 'gan' is unknown; choose one of inr, dip"),
+        ({"layers": ["conv9"]}, "no layer 'conv9'"),
+        ({"images": torch.rand(1, 1, 16, 16)}, r"images of shape \(1, 16, 16\): the classifier reads \(3, 16, 16\)"),
+    ],
+)
+def test_wrong_input_is_one_line(convolutional, pictures, change, message):
+    images = change.pop("images", pictures[:1])
+    with pytest.raises(VceError, match=message) as caught:
+        explain(images, torch.zeros(1).long(), torch.ones(1).long(), classifier=convolutional, rng=streams(1), **change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "name", "kind"),
+    [
+        ((3, 32, 32), None, CoordinateNetwork),
+        ((3, 224, 224), None, DeepImagePrior),
+        ((1, 28, 28), "dip", DeepImagePrior),
+        ((3, 224, 224), "inr", CoordinateNetwork),
+    ],
+)
+def test_the_prior_fits_the_size_of_the_image(shape, name, kind):
+    prior = prior_for(shape, name)
+    assert isinstance(prior, kind) and prior_for(shape, prior) is prior
+    assert prior(prior.initial(streams(1))).shape == (1, *shape)
+
+
+def test_only_classifier_auxiliary_image_and_target_are_seen():
+    """C7: no parameter carries data, and nothing that is imported can load any."""
+    given = set(inspect.signature(explain).parameters)
+    assert given == {
+        "images", "source", "target", "classifier", "auxiliary", "rng", "strengths", "callback",  # the contract
+        "prior", "layers", "lambdas", "schedule", "fit",  # settings
+    }  # fmt: skip
+    reachable = closure("papers.disc.explain")
+    assert not any(name.startswith(("common.data", "common.batches", "common.tensors")) for name in reachable)
+    assert {name for name in reachable if name.startswith("common.generators.")} == {"common.generators.priors"}
