@@ -15,8 +15,9 @@ import torch
 from common.classifiers.architectures import strided_cnn
 from common.explain import Streams
 from common.generators.priors import CoordinateNetwork
+from papers.disc.consistency import class_confidence, class_target
 from papers.disc.layers import Layers
-from papers.disc.method import Schedule, class_confidence, class_target, invert
+from papers.disc.method import Schedule, invert
 
 ALONE = 4  # queries timed one at a time
 SHAPE = (3, 32, 32)

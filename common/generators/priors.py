@@ -59,6 +59,11 @@ class CoordinateNetwork:
             coordinates = torch.cat([phase.sin(), phase.cos()])
         object.__setattr__(self, "features", coordinates)
 
+    @property
+    def groups(self) -> list[list[str]]:
+        """The names of the weights from the output layer to the coordinates: coarse to fine."""
+        return [[f"{k}.weight", f"{k}.bias"] for k in reversed(range(self.layers + 1))]
+
     def sizes(self) -> list[int]:
         return [len(self.features), *[self.hidden] * self.layers, self.image_shape[0]]
 
@@ -101,6 +106,13 @@ class DeepImagePrior:
         if self.image_shape[1] % factor or self.image_shape[2] % factor:
             raise VceError(f"a deep image prior of {len(self.widths)} levels needs sides divisible by {factor}")
 
+    @property
+    def groups(self) -> list[list[str]]:
+        """The names of the weights by level of the decoder, from deep to shallow: coarse to fine; the encoder last."""
+        blocks = [[f"up{k}", f"mix{k}"] for k in reversed(range(len(self.widths)))]
+        blocks[-1] += ["out", *(name for name in self.convolutions() if name.startswith(("skip", "down", "deep")))]
+        return [[f"{name}.{part}" for name in names for part in ("weight", "gain", "shift")] for names in blocks]
+
     def convolutions(self) -> dict[str, tuple[int, int, int]]:
         """(in, out, kernel) of every convolution by name."""
         found, inner = {}, self.depth
@@ -136,7 +148,25 @@ class DeepImagePrior:
         return (_convolution(weights, "out", h) + weights["out.shift"][..., None, None]).sigmoid()
 
 
-Prior = CoordinateNetwork | DeepImagePrior
+@dataclass(frozen=True)
+class FreePixels:
+    """No prior: the pixels themselves, as logits so that they stay in [0, 1]. `at` starts at an image, `initial` at
+    noise."""
+
+    image_shape: tuple[int, int, int]
+    learning_rate: float = 5e-2
+
+    def at(self, images: Tensor) -> Weights:
+        return {"logits": images.clamp(1e-3, 1 - 1e-3).logit()}
+
+    def initial(self, rng: Streams) -> Weights:
+        return {"logits": rng.normal(self.image_shape, "pixels")}
+
+    def __call__(self, weights: Weights) -> Tensor:
+        return weights["logits"].sigmoid()
+
+
+Prior = CoordinateNetwork | DeepImagePrior | FreePixels
 FIXED = ("noise",)  # never optimised
 
 
@@ -172,10 +202,13 @@ class Optimiser:
     def images(self) -> Tensor:
         return self.prior(self.weights)
 
-    def step(self, loss: Tensor) -> None:
-        """One step down the sum of Q losses."""
+    def step(self, loss: Tensor, moving: set[str] | None = None) -> None:
+        """One step down the sum of Q losses, of all weights or of those named in `moving`."""
         self.adam.zero_grad()
         loss.sum().backward()
+        for name, value in self.weights.items():
+            if moving is not None and name not in moving:
+                value.grad = None
         self.adam.step()
 
     def keep(self, rows: Tensor) -> None:

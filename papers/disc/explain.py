@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -10,9 +11,17 @@ from torch import Tensor, nn
 
 from common.errors import VceError
 from common.explain import CounterfactualBatch, Streams, finish
-from common.generators.priors import PRIORS, CoordinateNetwork, DeepImagePrior, Prior
+from common.generators.priors import PRIORS, CoordinateNetwork, DeepImagePrior, Prior, Weights
+from papers.disc.consistency import (
+    Functional,
+    class_confidence,
+    class_target,
+    coarse_to_fine,
+    continued_target,
+    handed_over,
+)
 from papers.disc.layers import Layers
-from papers.disc.method import PROGRESSIVE, Schedule, class_confidence, class_target, invert
+from papers.disc.method import PROGRESSIVE, Reached, Schedule, invert
 
 FIT, FIT_LARGE = 1e-3, 1e-2  # mean squared pixel error, 30 and 20 dB, that a prior must reach before it is steered
 WIDTHS = (16, 32, 32, 64, 64)  # channels of the deep image prior, by halvings of the image
@@ -40,6 +49,7 @@ def explain(
     auxiliary: Auxiliary | None = None,
     layers: Sequence[str] | None = None,
     lambdas: tuple[float, float, float] = (1.0, 2.0, 0.2),
+    reading: str = "P-A",
     schedule: Schedule = PROGRESSIVE,
     fit: float | None = None,
 ) -> CounterfactualBatch:
@@ -48,10 +58,12 @@ def explain(
 
     `classifier` F and `auxiliary`, its companion for manifold consistency (none: that term is off), are all that is
     seen besides the image; `prior` is a prior, `inr` or `dip`, by default the coordinate network up to 64 pixels and
-    the deep image prior above. `reference` is what the prior drew before it was steered. A sample whose target is its
-    source is skipped; one that the prior could not fit to a mean squared error of `fit` (by default .001 up to 64
-    pixels, .01 above), or whose loss is no number, diverged. Raises VceError for a τ outside (0, 1), an unknown layer
-    or prior, or images of another shape than the classifier's.
+    the deep image prior above. `reading` says what is made progressive (§2.6): P-A the weights of target and manifold,
+    P-B the target, P-C the layers, P-D the prior's parameters, P-0 nothing; `schedule` how long. `reference` is what the prior
+    drew before it was steered. A sample whose target is its source is skipped; one that the prior could not fit to a mean
+    squared error of `fit` (by default .001 up to 64 pixels, .01 above), or whose loss is no number, diverged.
+    Raises VceError for a τ outside (0, 1), an unknown layer, prior or reading, or images of another shape than the
+    classifier's.
     """
     for tau in strengths:
         if not 0 < tau < 1:
@@ -60,29 +72,81 @@ def explain(
     expected = getattr(classifier, "image_shape", shape)
     if shape != tuple(expected):
         raise VceError(f"images of shape {shape}: the classifier reads {tuple(expected)}; convert them first")
+    prior = prior_for(shape, prior)
+    return counterfactuals(
+        images,
+        source,
+        target,
+        classifier=classifier,
+        strengths=strengths,
+        prior=prior,
+        weights=lambda rows: prior.initial(rng[rows.tolist()]),
+        auxiliary=auxiliary,
+        layers=layers,
+        fit=fit or (FIT_LARGE if max(shape[1:]) > SMALL else FIT),
+        lambdas=lambdas,
+        callback=callback,
+        **progressive(reading, schedule, prior, target[source != target]),
+    )
+
+
+def progressive(reading: str, schedule: Schedule, prior: Prior, target: Tensor) -> dict:
+    """The settings of `invert` that a reading of "progressive" stands for; all spend the iterations of `schedule`.
+    Raises VceError for an unknown one."""
+    at_once = replace(schedule, ramp=0.0)
+    readings = {
+        "P-A": lambda: {"schedule": schedule},
+        "P-B": lambda: {"schedule": at_once, "functional": continued_target(target)},
+        "P-C": lambda: {"schedule": schedule, "consistency": handed_over},
+        "P-D": lambda: {"schedule": at_once, "moving": coarse_to_fine(prior.groups)},
+        "P-0": lambda: {"schedule": Schedule(fit=0, steer=schedule.fit + schedule.steer, ramp=0.0)},
+    }
+    if reading not in readings:
+        raise VceError(f"reading {reading!r} is unknown; choose one of {', '.join(readings)}")
+    return readings[reading]()
+
+
+def counterfactuals(
+    images: Tensor,
+    source: Tensor,
+    target: Tensor,
+    *,
+    classifier: nn.Module,
+    strengths: Sequence[float],
+    prior: Prior,
+    weights: Callable[[Tensor], Weights],
+    functional: Functional | None = None,
+    reached: Reached | None = None,
+    auxiliary: Auxiliary | None = None,
+    layers: Sequence[str] | None = None,
+    fit: float = math.inf,
+    **settings,
+) -> CounterfactualBatch:
+    """The batch of an inversion: what DISC and its baselines share. `weights(rows)` are those that the samples `rows`
+    start from; `functional` and `reached` are, by default, cross-entropy to the target and its probability; `settings`
+    are those of `invert`."""
     n, s, same = len(images), len(strengths), source == target
-    also = () if auxiliary is None else auxiliary.layers
     paths, reference = images[:, None].repeat(1, s, 1, 1, 1), images.clone()
     steps, diverged = torch.zeros(n, s, dtype=torch.long), torch.zeros(n, s, dtype=torch.bool)
-    prior, model, rows = prior_for(shape, prior), Layers(classifier, shape, layers, also), (~same).nonzero()[:, 0]
+    model = Layers(classifier, tuple(images.shape[1:]), layers, () if auxiliary is None else auxiliary.layers)
+    rows = (~same).nonzero()[:, 0]
     if len(rows):
         found = invert(
             images[rows],
             prior,
-            prior.initial(rng[rows.tolist()]),
+            weights(rows),
             model,
-            class_target(target[rows]),
-            class_confidence(target[rows]),
+            functional or class_target(target[rows]),
+            reached or class_confidence(target[rows]),
             strengths,
             manifold=auxiliary,
-            lambdas=lambdas,
-            schedule=schedule,
-            callback=callback,
+            **settings,
         )
-        bound = fit or (FIT_LARGE if max(shape[1:]) > SMALL else FIT)
-        paths[rows], reference[rows] = found.images, found.fitted
-        steps[rows] = found.steps + schedule.fit
-        diverged[rows] = (found.diverged | (found.error > bound))[:, None].expand(-1, s)
+        paths[rows], failed = found.images, found.diverged
+        if settings["schedule"].fit:
+            reference[rows], failed = found.fitted, failed | (found.error > fit)
+        steps[rows] = found.steps + settings["schedule"].fit
+        diverged[rows] = failed[:, None].expand(-1, s)
     batch = finish(
         images, paths, target, classifier=classifier, strengths=strengths, diverged=diverged, steps=steps,
         passes=(steps, steps),

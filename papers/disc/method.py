@@ -11,34 +11,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.explain import ActiveSet
 from common.generators.priors import Optimiser, Prior, Weights
+from papers.disc.consistency import Features, Functional, Semantics, semantics
 
-PIXELS = 20.0  # weight of the pixel term beside the mean over layers
 CHECK_EVERY = 16  # iterations between looks at who has finished
 
-Features = list[Tensor]
 Model = Callable[[Tensor], tuple[Tensor, Features, Features]]  # images → logits, Ψ_l, and what the auxiliary reads
-Loss = Callable[[Tensor, Tensor], Tensor]  # (logits, rows) → a loss per query
 Manifold = Callable[[Features], Tensor]  # the activations that it reads → a loss per query
+Reached = Callable[[Tensor, Tensor, Tensor], Tensor]  # (images, logits, rows) → how far each query is
 
 
 @dataclass(frozen=True)
 class Schedule:
     """w(k): 0 for the first `fit` iterations, which only reconstruct x, then rising to 1 `ramp` times as fast as the
-    `steer` iterations that follow (P-A); without a `ramp` it is 1 at once."""
+    `steer` iterations that follow; without a `ramp` it is 1 at once. `share(k)` is how much of the steering is done."""
 
     fit: int = 160
     steer: int = 240
     ramp: float = 1.2
 
+    def share(self, k: int) -> float:
+        return max(0.0, (k - self.fit) / self.steer)
+
     def weight(self, k: int) -> float:
         if k < self.fit:
             return 0.0
-        return min(1.0, self.ramp * (k - self.fit) / self.steer) if self.ramp else 1.0
+        return min(1.0, self.ramp * self.share(k)) if self.ramp else 1.0
 
 
 PROGRESSIVE = Schedule()
@@ -47,7 +48,7 @@ JOINT = Schedule(fit=0, steer=400, ramp=0.0)  # P-0: as many iterations
 
 @dataclass(frozen=True)
 class Inversion:
-    """For Q queries and S confidences: images Q×S×C×H×W, the first iterate with P(ȳ) ≥ τ_s, else the last; steps Q×S,
+    """For Q queries and S levels: images Q×S×C×H×W, the first iterate that reaches level s, else the last; steps Q×S,
     iterations until then; reached Q×S; fitted Q×C×H×W, the iterate at the end of the fit, and error Q, its mean squared
     pixel error; diverged Q, whose loss was no number."""
 
@@ -59,36 +60,30 @@ class Inversion:
     diverged: Tensor
 
 
-def semantics(images: Tensor, x: Tensor, features: Features, psi: Features) -> Tensor:
-    """L_sc per query: 20·MSE of the pixels plus the mean over layers of mean (Ψ_l(x̄) − Ψ_l(x))² / mean Ψ_l(x)², which
-    has no scale, so that layers of any depth weigh alike."""
-    loss = PIXELS * (images - x).square().flatten(1).mean(1)
-    for a, b in zip(features, psi, strict=True):
-        loss = loss + (a - b).square().flatten(1).mean(1) / b.square().flatten(1).mean(1).clamp_min(1e-12) / len(psi)
-    return loss
-
-
 def invert(
     x: Tensor,
     prior: Prior,
     weights: Weights,
     model: Model,
-    functional: Loss,
-    confidence: Loss,
-    taus: Sequence[float],
+    functional: Functional,
+    reached: Reached,
+    levels: Sequence[float],
     *,
+    consistency: Semantics = semantics,
     manifold: Manifold | None = None,
     lambdas: tuple[float, float, float] = (1.0, 2.0, 0.2),
     schedule: Schedule = PROGRESSIVE,
+    moving: Callable[[float], set[str] | None] = lambda share: None,
     callback: Callable[[dict], None] | None = None,
 ) -> Inversion:
     """Invert the classifier from Q queries x at once, each with its own weights θ.
 
-    `confidence(logits, rows)` is P(ȳ), read from the same pass that the losses need; a query that reached every τ, or
-    whose loss is no number, leaves the batch.
+    `reached(images, logits, rows)`, P(ȳ) or another measure of the way, is read from the pass that the losses need; a
+    query that reached all `levels`, or whose loss is no number, leaves the batch. Losses and `moving`, the names of the
+    weights that are free (none: all), know which share of the steering is done.
     """
-    q, s = len(x), len(taus)
-    levels = torch.tensor(taus, dtype=x.dtype)
+    q, s = len(x), len(levels)
+    thresholds = torch.tensor(levels, dtype=x.dtype)
     with torch.no_grad():
         psi = model(x)[1]
     found = Inversion(
@@ -99,64 +94,37 @@ def invert(
     active, searching, optimiser = ActiveSet(q), torch.ones(q, s, dtype=torch.bool), Optimiser(prior, weights)
     l1, l2, l3 = lambdas
     for k in range(schedule.fit + schedule.steer + 1):
-        rows, w = active.rows, schedule.weight(k)
+        rows, w, share = active.rows, schedule.weight(k), schedule.share(k)
         images = optimiser.images()
         logits, features, read = model(images)
-        loss = l1 * semantics(images, x[rows], features, [layer[rows] for layer in psi])
-        if k == schedule.fit:
-            found.fitted[rows] = images.detach()
-            found.error[rows] = (images - x[rows]).detach().square().flatten(1).mean(1)
+        loss = l1 * consistency(images, x[rows], features, [layer[rows] for layer in psi], share)
         if k >= schedule.fit:
-            p = confidence(logits, rows).detach()
-            _record(found, searching, rows, images.detach(), p, levels)
-            loss = loss + w * l3 * functional(logits, rows)
+            loss = loss + w * l3 * functional(logits, rows, share)
             if manifold is not None:
                 loss = loss + w * l2 * manifold(read)
         sound = loss.detach().isfinite()
+        if k == schedule.fit:
+            found.fitted[rows] = torch.where(sound[:, None, None, None], images.detach(), found.fitted[rows])
+            found.error[rows] = (images - x[rows]).detach().square().flatten(1).mean(1)
+        if k >= schedule.fit:
+            mine = searching[rows] & sound[:, None]
+            found.images[rows] = torch.where(mine[..., None, None, None], images.detach()[:, None], found.images[rows])
+            found.steps[rows] += mine
+            there = mine & (reached(images, logits, rows).detach()[:, None] >= thresholds)
+            found.reached[rows] |= there
+            searching[rows] &= ~there
         found.diverged[rows] |= ~sound & searching[rows].any(1)
         searching[rows] &= sound[:, None]
+        finished = ~searching[rows].any(1)
         if callback:
             callback({"k": k, "rows": rows, "images": images.detach(), "loss": loss.detach()})
-        finished = ~searching[rows].any(1)
         if k == schedule.fit + schedule.steer:
             break
+        optimiser.step(torch.where(finished, 0.0, loss), moving(share))
         if k % CHECK_EVERY == 0:
             keep = active.compact(finished)
             if keep is not None:
                 if not len(keep):
                     break
                 optimiser.keep(keep)
-                continue
-        optimiser.step(torch.where(finished, 0.0, loss))
     return found
-
-
-def _record(found: Inversion, searching: Tensor, rows: Tensor, images: Tensor, p: Tensor, levels: Tensor) -> None:
-    """The iterate goes to every confidence that is still searched; the search ends where it is reached."""
-    mine = searching[rows]
-    kept = found.images[rows]
-    found.images[rows] = torch.where(mine[..., None, None, None], images[:, None], kept)
-    found.steps[rows] += mine
-    reached = mine & (p[:, None] >= levels)
-    found.reached[rows] |= reached
-    searching[rows] = mine & ~reached
-
-
-def class_target(target: Tensor) -> Loss:
-    """Cross-entropy to the target class, N class indices."""
-    return lambda logits, rows: F.cross_entropy(logits, target[rows], reduction="none")
-
-
-def class_confidence(target: Tensor) -> Loss:
-    """The soft-max probability of the target class."""
-    return lambda logits, rows: logits.softmax(1).gather(1, target[rows, None])[:, 0]
-
-
-def graded_target(target: Tensor, level: Tensor) -> Loss:
-    """(P(c) − p)²: a hypothesis p, N values, about the probability of class c."""
-    return lambda logits, rows: (logits.softmax(1).gather(1, target[rows, None])[:, 0] - level[rows]).square()
-
-
-def regression_target(value: Tensor) -> Loss:
-    """|F(x̄) − ȳ| for a classifier with one output; N values ȳ."""
-    return lambda output, rows: (output[:, 0] - value[rows]).abs()

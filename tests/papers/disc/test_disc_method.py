@@ -13,20 +13,27 @@ from common.classifiers.base import Classifier
 from common.digest import closure
 from common.errors import VceError
 from common.explain import Streams
-from common.generators.priors import CoordinateNetwork, DeepImagePrior
-from papers.disc.explain import explain, prior_for
-from papers.disc.layers import Layers
-from papers.disc.method import (
-    JOINT,
-    PROGRESSIVE,
-    Schedule,
+from common.generators.priors import CoordinateNetwork, DeepImagePrior, Optimiser
+from papers.disc import baselines
+from papers.disc.consistency import (
     class_confidence,
     class_target,
+    coarse_to_fine,
+    continued_target,
+    equal_change,
+    feature_statistics,
     graded_target,
-    invert,
+    handed_over,
+    layers_alone,
+    margin_target,
     regression_target,
     semantics,
+    total_variation,
+    with_variation,
 )
+from papers.disc.explain import explain, prior_for
+from papers.disc.layers import Layers
+from papers.disc.method import JOINT, PROGRESSIVE, Schedule, invert
 
 SHAPE, TAUS = (3, 8, 8), (0.5, 0.7, 0.9)
 QUICK = Schedule(fit=5, steer=60)
@@ -163,7 +170,7 @@ def test_targets_by_hand():
     logits, rows = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), torch.tensor([2, 0, 1])
     target, p = torch.tensor([1, 0, 1]), logits.softmax(1)
     assert torch.allclose(class_target(target)(logits, rows), -torch.stack([p[0, 1], p[1, 1], p[2, 0]]).log())
-    assert torch.allclose(class_confidence(target)(logits, rows), torch.stack([p[0, 1], p[1, 1], p[2, 0]]))
+    assert torch.allclose(class_confidence(target)(None, logits, rows), torch.stack([p[0, 1], p[1, 1], p[2, 0]]))
     level = torch.tensor([0.7, 0.2, 0.5])
     expected = torch.stack([p[0, 1] - 0.5, p[1, 1] - 0.7, p[2, 0] - 0.2]).square()
     assert torch.allclose(graded_target(target, level)(logits, rows), expected)
@@ -178,7 +185,79 @@ def test_a_graded_hypothesis_is_met_and_not_passed(problem):
         graded_target(target, level), class_confidence(target), (0.999,),
         lambdas=(0.0, 0.0, 5.0), schedule=Schedule(fit=0, steer=250, ramp=0.0),
     )  # fmt: skip
-    assert torch.allclose(class_confidence(target)(classifier(found.images[:, 0]), torch.arange(6)), level, atol=0.02)
+    assert torch.allclose(
+        class_confidence(target)(None, classifier(found.images[:, 0]), torch.arange(6)), level, atol=0.02
+    )
+
+
+def test_more_targets_by_hand():
+    logits, rows, target = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 3.0]]), torch.tensor([1, 0]), torch.tensor([1, 0])
+    assert margin_target(target)(logits, rows).tolist() == [-2.0, 2.0]  # rows 1 and 0: targets 0 and 1
+    p = logits.softmax(1)[torch.arange(2), target[rows]]
+    for share, asked in ((0.0, 0.5), (0.32, 0.5), (0.34, 0.7), (0.67, 0.9), (1.0, 0.9)):
+        expected = -(asked * p.log() + (1 - asked) * (1 - p).log())
+        assert torch.allclose(continued_target(target)(logits, rows, share), expected, atol=1e-5)
+    x, distance = torch.zeros(2, 1, 2, 2), torch.tensor([0.1, 0.4])
+    assert equal_change(x, distance)(x[rows] + 0.2, logits, rows).tolist() == pytest.approx([0.5, 2.0])
+
+
+def test_layers_hand_over_from_the_pixels_to_the_deepest():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 4, *SHAPE, generator=generator)
+    a, b = ([torch.randn(4, 3, 5, 5, generator=generator) for _ in range(2)] for _ in range(2))
+    pixels = 20 * (y - x).square().flatten(1).mean(1)
+    errors = [
+        (f - g).square().flatten(1).mean(1) / g.square().flatten(1).mean(1) / 2 for f, g in zip(a, b, strict=True)
+    ]
+    for share, weights in ((0.0, (2.0, 1.0, 0.0)), (0.5, (1.0, 1.0, 1.0)), (1.0, (0.0, 1.0, 2.0))):
+        expected = sum(weight * term for weight, term in zip(weights, (pixels, *errors), strict=True))
+        assert torch.allclose(handed_over(y, x, a, b, share), expected, rtol=1e-5)
+    assert torch.allclose(handed_over(y, x, a, b, 0.5), semantics(y, x, a, b), rtol=1e-5)
+    assert torch.allclose(layers_alone(y, x, a, b), sum(errors), rtol=1e-5)
+
+
+def test_feature_statistics_do_not_see_places():
+    generator = torch.Generator().manual_seed(0)
+    psi = [torch.rand(3, 4, 6, 6, generator=generator)]
+    moved = [psi[0].roll((2, 1), (2, 3))]
+    assert feature_statistics(psi[0], psi[0], moved, psi).abs().max() < 1e-5
+    brighter = [psi[0] + 0.5]
+    assert torch.allclose(
+        feature_statistics(psi[0], psi[0], brighter, psi), torch.full((3,), 1.0), atol=1e-4
+    )  # √4 · .5
+
+
+def test_total_variation_by_hand():
+    image = torch.tensor([[0.0, 1.0], [0.5, 0.5]])[None, None]
+    assert total_variation(image).item() == pytest.approx((1.0 + 0.0) / 2 + (0.5 + 0.5) / 2)
+    assert total_variation(torch.full((1, 3, 5, 5), 0.3)).item() == 0
+    only = with_variation(None, 2.0)(image, image, [], [], 0.0)
+    both = with_variation(semantics, 2.0)(image, 0 * image, [], [], 0.0)
+    assert only.item() == pytest.approx(2.0) and both.item() == pytest.approx(2.0 + 20 * image.square().mean().item())
+
+
+@pytest.mark.parametrize("prior", [CoordinateNetwork((3, 16, 16), hidden=8), DeepImagePrior((3, 16, 16), (4, 6))])
+def test_weights_are_set_free_coarse_to_fine(prior):
+    weights = prior.initial(Streams(0, ("a", "b"), (0, 1)))
+    groups, moving = prior.groups, coarse_to_fine(prior.groups)
+    named = {name for group in groups for name in group}
+    assert set(weights) - {"noise"} <= named and len(named) == sum(map(len, groups))  # each weight in one group
+    assert moving(0.0) is None and set(groups[0]) == moving(1e-6) and moving(1.0) == named
+    optimiser = Optimiser(prior, weights)
+    for _ in range(2):
+        optimiser.step((optimiser.images() - 0.2).square().flatten(1).sum(1), moving(1e-6))
+    for name, value in weights.items():
+        assert torch.equal(optimiser.weights[name], value) == (name not in groups[0]), name
+
+
+def test_a_step_count_does_not_depend_on_who_else_is_explained(problem):
+    """Others finish early and the batch shrinks while one goes on."""
+    x, target, classifier = problem
+    slow = target.clone()
+    together = run(x, slow, classifier, lambdas=(0.1, 1.0, 0.05))
+    for i in range(6):
+        alone = run(x[i : i + 1], slow[i : i + 1], classifier, lambdas=(0.1, 1.0, 0.05))
+        assert torch.equal(alone.steps[0], together.steps[i])
 
 
 # layers
@@ -260,10 +339,53 @@ def test_the_contract(convolutional, pictures):
     assert torch.equal(one.steps[0], batch.steps[3]) and torch.allclose(one.images[0], batch.images[3], atol=1e-3)
 
 
+@pytest.mark.parametrize("reading", ["P-A", "P-B", "P-C", "P-D", "P-0"])
+def test_every_reading_of_progressive_spends_the_same_iterations(convolutional, pictures, reading):
+    source, counted = convolutional(pictures).argmax(1), []
+    batch = explain(
+        pictures, source, (source + 1) % 4, classifier=convolutional, rng=streams(4), strengths=(0.999,), fit=1.0,
+        reading=reading, callback=lambda state: counted.append(state["k"]), **BRIEF,
+    )  # fmt: skip
+    assert counted == list(range(121)) and (batch.steps == 121).all()
+    drawn = (batch.reference - pictures).abs().mean()
+    assert 0 < drawn < 0.05 if reading != "P-0" else drawn == 0  # which is asked for everything from the start
+    assert (batch.status != "diverged").all()
+
+
 def test_nothing_to_explain_is_nothing_done(convolutional, pictures):
     source = convolutional(pictures).argmax(1)
     batch = explain(pictures, source, source, classifier=convolutional, rng=streams(4), **BRIEF)
     assert (batch.status == "skipped").all() and (batch.steps == 0).all() and torch.equal(batch.reference, pictures)
+
+
+@pytest.mark.parametrize("method", [baselines.iso, baselines.lso, baselines.statistics])
+def test_baselines_keep_the_contract_and_start_at_the_image(pictures, method):
+    """On a network that reads every place on its own, and so can be turned by pixels."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 256, 4))
+    classifier = (
+        Classifier(network, "abcd", name="places", image_shape=(3, 16, 16), temperature=0.1)
+        .eval()
+        .requires_grad_(False)
+    )
+    source = classifier(pictures).argmax(1)
+    settings = {"classifier": classifier, "strengths": (0.5, 0.9), "lambdas": (1.0, 0.0, 5.0)}
+    batch = method(pictures, source, (source + 1) % 4, **settings)
+    assert batch.images.shape == (4, 2, 3, 16, 16) and batch.images.min() >= 0 and batch.images.max() <= 1
+    assert torch.equal(batch.reference, pictures)
+    assert (batch.confidence[:, 1] >= 0.9 - 1e-4).all() and (batch.status == "ok").all()
+    assert (batch.steps[:, 1] >= batch.steps[:, 0]).all() and (batch.steps <= 401).all()
+
+
+def test_image_space_optimisation_is_pushed_to_the_change_of_another_run(convolutional, pictures):
+    source = convolutional(pictures).argmax(1)
+    target = torch.where(torch.arange(4) == 1, source, (source + 1) % 4)
+    distance = torch.tensor([0.01, 0.02, 0.03, 0.05])
+    batch = baselines.iso_at(pictures, source, target, distance, classifier=convolutional)
+    others = [0, 2, 3]
+    assert (batch.distance[others, 0] >= distance[others] - 1e-6).all()
+    assert (batch.distance[others, 0] <= 1.25 * distance[others]).all()  # the first iterate beyond it
+    assert batch.status[1, 0] == "skipped" and batch.distance[1, 0] == 0
 
 
 def test_a_query_that_the_prior_cannot_draw_diverges(convolutional, pictures):
@@ -281,6 +403,7 @@ def test_a_query_that_the_prior_cannot_draw_diverges(convolutional, pictures):
     [
         ({"strengths": (1.0,)}, "τ = 1 is no confidence"),
         ({"prior": "gan"}, "prior 'gan' is unknown; choose one of inr, dip"),
+        ({"reading": "P-E"}, "reading 'P-E' is unknown; choose one of P-A, P-B, P-C, P-D, P-0"),
         ({"layers": ["conv9"]}, "no layer 'conv9'"),
         ({"images": torch.rand(1, 1, 16, 16)}, r"images of shape \(1, 16, 16\): the classifier reads \(3, 16, 16\)"),
     ],
@@ -312,7 +435,7 @@ def test_only_classifier_auxiliary_image_and_target_are_seen():
     given = set(inspect.signature(explain).parameters)
     assert given == {
         "images", "source", "target", "classifier", "auxiliary", "rng", "strengths", "callback",  # the contract
-        "prior", "layers", "lambdas", "schedule", "fit",  # settings
+        "prior", "layers", "lambdas", "reading", "schedule", "fit",  # settings
     }  # fmt: skip
     reachable = closure("papers.disc.explain")
     assert not any(name.startswith(("common.data", "common.batches", "common.tensors")) for name in reachable)
