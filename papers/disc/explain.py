@@ -59,11 +59,12 @@ def explain(
     `classifier` F and `auxiliary`, its companion for manifold consistency (none: that term is off), are all that is
     seen besides the image; `prior` is a prior, `inr` or `dip`, by default the coordinate network up to 64 pixels and
     the deep image prior above. `reading` says what is made progressive (§2.6): P-A the weights of target and manifold,
-    P-B the target, P-C the layers, P-D the prior's parameters, P-0 nothing; `schedule` how long. `reference` is what the prior
-    drew before it was steered. A sample whose target is its source is skipped; one that the prior could not fit to a mean
-    squared error of `fit` (by default .001 up to 64 pixels, .01 above), or whose loss is no number, diverged.
-    Raises VceError for a τ outside (0, 1), an unknown layer, prior or reading, or images of another shape than the
-    classifier's.
+    P-B the target, P-C the layers, P-D the prior's parameters, P-0 nothing; `schedule` how long.
+
+    `reference` is what the prior drew before it was steered. A sample whose target is its source is skipped; one that
+    the prior could not fit to a mean squared error of `fit` (by default .001 up to 64 pixels, .01 above), or whose loss
+    is no number, diverged. Raises VceError for a τ outside (0, 1), an unknown layer, prior or reading, or images of
+    another shape than the classifier's.
     """
     for tau in strengths:
         if not 0 < tau < 1:
