@@ -18,9 +18,8 @@ from common.files import sha256
 def verdict_figure(tests: pd.DataFrame) -> plt.Figure:
     """Every test's mean with its interval, coloured by what it decided. Each row has its own scale, from 0 to the
     farthest of interval and decision line; the numbers stand beside it."""
-    shown = tests[
-        tests["verdict"].isin(["supported", "contradicted", "inconclusive"]) & (tests["seeds"].fillna("") != "")
-    ].reset_index(drop=True)
+    judged = tests["verdict"].isin(["supported", "contradicted", "inconclusive"]) & (tests["seeds"].fillna("") != "")
+    shown = tests[judged & tests["mean"].notna()].reset_index(drop=True)
     figure, axis = plt.subplots(figsize=(6.5, 0.24 * len(shown) + 1.2))
     if shown.empty:
         axis.set_axis_off()

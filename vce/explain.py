@@ -104,6 +104,9 @@ def explain_files(paths: Sequence[Path], request: Request, out: Path, progress: 
     Raises VceError when a folder in `out` is not ours to replace, or when the disk is full.
     """
     folders = _folders(paths, out)
+    nearest = next(path for path in (out, *out.resolve().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):  # before the work, not after it
+        raise VceError(f"{out}: {nearest} is no folder that can be written; choose another --out")
     records: dict[int, dict] = {}
     for start in range(0, len(paths), request.batch_size):
         batch = range(start, min(start + request.batch_size, len(paths)))
@@ -216,7 +219,9 @@ def _write_result(
     status = rows[chosen]["status"]
     record = {"status": status} | facts | {"chosen": rows[chosen][label], "counterfactuals": rows}
     source, target = facts["source"], facts["target"]
-    titles = [f"{label} {row[label]:g}: {target['name']} {_percent(row['confidence'])}" for row in rows]
+    titles = [
+        f"{label} {row[label]:g}: {target['name']} {_percent(row['confidence'])}{_short(row, label)}" for row in rows
+    ]
     with _whole_folder(folder) as temporary:
         for row, counterfactual in zip(rows, paths, strict=True):
             save_image(counterfactual, temporary / row["file"])
@@ -233,6 +238,14 @@ def _write_result(
 def _text(text: str) -> str:
     """One line that UTF-8 can hold, whatever bytes a file name has."""
     return " ".join(text.encode(errors="replace").decode().split())
+
+
+def _short(row: dict, label: str) -> str:
+    """What a picture's title adds where it is not what was asked for."""
+    if row["status"] == "diverged":
+        return ", diverged"
+    below = label == "tau" and row["confidence"] is not None and row["confidence"] < row[label] - 1e-6
+    return ", not reached" if below else ", not flipped" if row["status"] == "not_flipped" else ""
 
 
 def _percent(confidence: float | None) -> str:

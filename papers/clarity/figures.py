@@ -54,7 +54,7 @@ def matched_distance(cells: pd.DataFrame) -> plt.Figure:
                     cell = here[(here["space"] == space) & (here["m"] == m) & (here["method"] == "direction")]
                     if cell[metric].notna().any():
                         found = curve(cell, metric)
-                        label = f"{SPACES[space]}, M = {m}"
+                        label = f"{SPACES[space]}, {'M = 1' if m == 1 else 'largest M'}"
                         axis.plot(found["strength"], found["mean"], color=COLOURS[space], lw=width, label=label)
                         axis.fill_between(
                             found["strength"], found["low"], found["high"], color=COLOURS[space], alpha=0.1
@@ -64,10 +64,12 @@ def matched_distance(cells: pd.DataFrame) -> plt.Figure:
                 if cell[metric].notna().any():
                     found = curve(cell, metric)
                     axis.plot(found["strength"], found["mean"], color="0.25", ls=dash, lw=1.4, label=name)
-            axis.set(title=f"{world}: {SCORES[metric]}", xlabel="‖z − z₀‖")
+            axis.set(title=f"{world}, M = 1, {largest}: {SCORES[metric]}", xlabel="‖z − z₀‖")
+            axis.title.set_fontsize("small")
             axis.set_visible(bool(axis.lines))
-    handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
-    handles |= dict(zip(*reversed(axes[-1, 0].get_legend_handles_labels()), strict=True))
+    handles = {}
+    for axis in axes.flat:
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     figure.tight_layout()
     figure.legend(handles.values(), handles.keys(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
     return figure
@@ -93,7 +95,7 @@ def confidence_realism(cells: pd.DataFrame) -> plt.Figure:
         for space in SHOWN_SPACES:
             for m, width in ((1, 1.0), (5, 2.2)):
                 cell = here[(here["space"] == space) & (here["m"] == m)]
-                if not cell.empty:
+                if cell[metric].notna().any():
                     found = curve(cell, metric)
                     axis.errorbar(
                         found["strength"], found["mean"], np.stack([found["mean"] - found["low"],
@@ -101,8 +103,10 @@ def confidence_realism(cells: pd.DataFrame) -> plt.Figure:
                         ms=3, label=f"{SPACES[space]}, M = {m}",
                     )  # fmt: skip
         axis.set(title=SCORES[metric], xlabel="own threshold τ", xticks=sorted(here["strength"].unique()))
+        axis.set_visible(bool(axis.lines))
     figure.tight_layout()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
+    labelled = max(axes[0], key=lambda axis: len(axis.lines))
+    figure.legend(*labelled.get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4)
     return figure
 
 
@@ -120,10 +124,11 @@ def plateau(gradients: pd.DataFrame, auc: pd.DataFrame) -> plt.Figure:
     plot = sns.catplot(
         long, x="log₁₀ norm", y="system", col="gradient", kind="box", sharex=False, height=3.6, aspect=1.2, fliersize=2,
     )  # fmt: skip
-    plot.axes[0, 0].axvline(-4, color="C3", lw=1)
+    plot.axes[0, 0].axvline(-4, color="C3", lw=1, label="plateau below")
+    plot.axes[0, 0].legend(loc="upper left", fontsize=7)
     every = auc[(auc["half"] == 0) & (auc["quantity"] != "chance")].groupby("quantity")["auc"].mean()
-    text = "; ".join(f"{quantity}: {value:.2f}" for quantity, value in every.items())
-    caption = f"AUC for failure of a short ∇p, or of a small p alone (chance .5): {text}"
+    text = "; ".join(f"{quantity} {value:.2f}" for quantity, value in every.dropna().items()) or "no judge passed"
+    caption = f"AUC for failure of a short ∇p, or of a small p alone (chance .5; P1: one pixel classifier): {text}"
     plot.figure.text(0.5, -0.03, caption, ha="center", fontsize=8)
     return plot.figure
 

@@ -45,7 +45,8 @@ def grid(
         for column in columns:
             batch = shards[column].batches[method]
             image, p = batch.images[i, place], batch.confidence[i, place].item()
-            line.append((picture(image), f"{column}: p = {p:.2f}"))
+            short = "" if p >= batch.strengths[place] - 5e-3 else f" < {batch.strengths[place]:g}"
+            line.append((picture(image), f"{column}: p = {p:.2f}{short}"))
             line.append(with_maximum(difference_map(image, reconstructed[i])))
         rows.append(line)
         labels.append(f"→ {names[int(first.target[i])]}")
@@ -75,10 +76,10 @@ def latent_map(systems: Systems, images: datasets.Images, target: int, classes: 
             drawn = axis.imshow(
                 field.view(81, 81).T, origin="lower", extent=(-reach, reach) * 2, cmap="viridis", aspect="auto",
             )  # fmt: skip
-            axis.quiver(*coarse.T.numpy(), *_visible(arrows).T.numpy(), color="0.75", width=0.003)
+            axis.quiver(*coarse.T.numpy(), *_visible(arrows).T.numpy(), color="0.45", width=0.003)
             for label in classes:
                 mine = mean[images.labels == label]
-                axis.scatter(*mine.T.numpy(), s=28, marker=f"${label}$", color="w" if label == target else "C1", lw=0)
+                axis.scatter(*mine.T.numpy(), s=28, marker=f"${label}$", color="w" if label == target else "C3", lw=0)
             figure.colorbar(drawn, ax=axis)
             what = "one member" if "." in name else "ensemble of 10"
             axis.set(title=f"{what}: {quantity}(class {target}) and its gradient", xlabel="z₁", ylabel="z₂")

@@ -21,7 +21,7 @@ from common.generators.vae import VAE
 from papers.clarity.explain import explain as clarity_explain
 from papers.clarity.systems import Systems, load_shipped, save_systems
 from vce import cli
-from vce.explain import check_strengths, find_images
+from vce.explain import _short, check_strengths, find_images
 from vce.methods import METHODS, find_method, svce_radii
 from vce.pictures import draw_overview
 
@@ -456,3 +456,12 @@ def test_lists(capsys, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             cli.main()
         assert not stop.value.code and expected in capsys.readouterr().out
+
+
+def test_titles_say_what_was_not_reached():
+    row = {"status": "ok", "confidence": 0.901, "tau": 0.99, "eps": 50.0}
+    assert (
+        _short(row, "tau") == ", not reached" and _short(row | {"tau": 0.9}, "tau") == "" and _short(row, "eps") == ""
+    )
+    assert _short(row | {"status": "diverged"}, "tau") == ", diverged"
+    assert _short(row | {"status": "not_flipped"}, "eps") == ", not flipped"
