@@ -26,10 +26,8 @@ SHAPE = (3, 32, 32)
 def inversion(rows: list[int], queries: int, iterations: int) -> float:
     """Seconds to invert these of `queries` images at once."""
     generator = torch.Generator().manual_seed(0)
-    x, classifier = (
-        torch.rand(queries, *SHAPE, generator=generator)[rows],
-        strided_cnn(3, 5).eval().requires_grad_(False),
-    )
+    x = torch.rand(queries, *SHAPE, generator=generator)[rows]
+    classifier = strided_cnn(3, 5).eval().requires_grad_(False)
     rng = Streams(0, tuple(map(str, range(queries))), (0,) * queries)[rows]
     prior, target = CoordinateNetwork(SHAPE, hidden=32), torch.zeros(len(rows), dtype=torch.long)
     weights, model = prior.initial(rng), Layers(classifier, SHAPE)
@@ -54,10 +52,8 @@ def main() -> None:
         together = min(together, inversion(list(range(args.queries)), args.queries, args.iterations))
         singles = sum(inversion([row], args.queries, args.iterations) for row in range(ALONE))
         alone = min(alone, singles * args.queries / ALONE)
-    print(
-        f"{args.queries} queries × {args.iterations} iterations: {together:.1f} s at once, {alone:.1f} s one at a time,"
-    )
-    print(f"{alone / together:.1f} times as fast at once")
+    print(f"{args.queries} queries × {args.iterations} iterations")
+    print(f"{together:.1f} s at once, {alone:.1f} s one at a time: {alone / together:.1f} times as fast")
 
 
 if __name__ == "__main__":

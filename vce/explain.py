@@ -244,8 +244,9 @@ def _short(row: dict, label: str) -> str:
     """What a picture's title adds where it is not what was asked for."""
     if row["status"] == "diverged":
         return ", diverged"
-    below = label == "tau" and row["confidence"] is not None and row["confidence"] < row[label] - 1e-6
-    return ", not reached" if below else ", not flipped" if row["status"] == "not_flipped" else ""
+    if label == "tau" and row["confidence"] is not None and row["confidence"] < row[label] - 1e-6:
+        return ", not reached"
+    return ", not flipped" if row["status"] == "not_flipped" else ""
 
 
 def _percent(confidence: float | None) -> str:

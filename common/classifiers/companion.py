@@ -9,6 +9,8 @@
 paper explains it or the DUQ model is unknown.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -61,19 +63,19 @@ class Companion(nn.Module):
         self.register_buffer("m", 12.0 * 0.05 * torch.randn(classes, embedding))
 
     def forward(self, images: Tensor) -> Tensor:
-        h = images
-        for block in self.blocks:
-            h = block(h)
-        return self.softmax(self.neck(self.pool(h)))
+        return self.softmax(self._features(self._activations(images)))
 
     def read(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits N×K, features z N×64, and the means of all blocks N×170, in one pass."""
-        means, h = [], images
-        for block in self.blocks:
-            h = block(h)
-            means.append(h.mean((2, 3)))
-        z = self.neck(self.pool(h))
-        return self.softmax(z), z, torch.cat(means, 1)
+        activations = self._activations(images)
+        z = self._features(activations)
+        return self.softmax(z), z, block_means(activations)
+
+    def _activations(self, images: Tensor) -> list[Tensor]:
+        return list(itertools.accumulate(self.blocks, lambda h, block: block(h), initial=images))[1:]
+
+    def _features(self, activations: list[Tensor]) -> Tensor:
+        return self.neck(self.pool(activations[-1]))
 
     def embed(self, z: Tensor) -> Tensor:
         """W_c z: N×K×m."""
@@ -87,6 +89,11 @@ class Companion(nn.Module):
     def predicted_error(self, means: Tensor) -> Tensor:
         """ŝ, N values ≥ 0."""
         return self.error(means)[:, 0]
+
+
+def block_means(activations: list[Tensor]) -> Tensor:
+    """The means over places of all blocks, side by side."""
+    return torch.cat([h.mean((2, 3)) for h in activations], 1)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class PredictedError:
     layers: tuple[str, ...] = tuple(f"blocks.{k}" for k in range(len(WIDTHS)))
 
     def __call__(self, activations: list[Tensor]) -> Tensor:
-        return self.companion.predicted_error(torch.cat([h.mean((2, 3)) for h in activations], 1))
+        return self.companion.predicted_error(block_means(activations))
 
 
 def kernel_cross_entropy(distances: Tensor, target: Tensor) -> Tensor:
@@ -173,7 +180,7 @@ def train_companion(
             total += loss.detach() * len(rows)
             step += 1
         mean = (total / len(images)).item()
-        if not torch.tensor(mean).isfinite():
+        if not math.isfinite(mean):
             raise VceError(f"training diverged in epoch {epoch + 1}: the loss is not finite; lower `learning_rate`")
         if progress:
             progress({"epoch": epoch + 1, "epochs": recipe.epochs, "loss": mean})

@@ -30,15 +30,15 @@ NOISE = 0.02
 class Factors:
     """Everything that makes N faces; the first dimension of each field is N.
 
-    attributes N×6 in the order of `ATTRIBUTES`, 0 or 1, and uniforms N×6, what they were drawn from · wrinkles: how
-    strongly age shows, .55 to 1 or 0 to .25 · curvature: of the mouth, its size; a smile turns its corners up · centre
+    attributes N×6 in the order of `ATTRIBUTES`, 0 or 1, and uniforms N×6, what they were drawn from · lines: a draw in
+    [0, 1), how strongly age or youth shows · curvature: of the mouth, its size; a smile turns its corners up · centre
     N×2 and scale of the face · skin, hair, background N×3 colours · slope N×2×3: gradient of the background · eyes:
     their size · gaze: N×2 · noise N×3×32×32.
     """
 
     attributes: Tensor
     uniforms: Tensor
-    wrinkles: Tensor
+    lines: Tensor
     curvature: Tensor
     centre: Tensor
     scale: Tensor
@@ -52,6 +52,11 @@ class Factors:
 
     def __getitem__(self, rows) -> "Factors":
         return Factors(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
+
+    @property
+    def wrinkles(self) -> Tensor:
+        """N depths: .55 to 1 of the old, 0 to .25 of the young; a twin shows age as strongly as its original youth."""
+        return torch.where(self.attribute("old") == 1, 0.55 + 0.45 * self.lines, 0.25 * self.lines)
 
     def attribute(self, name: str) -> Tensor:
         """N values, 0 or 1."""
@@ -84,12 +89,11 @@ def sample(ids: tuple[str, ...], seed: int, *, bald: float = BALD) -> Factors:
     def between(column: int, low: float, high: float) -> Tensor:
         return low + (high - low) * draws[:, column]
 
-    old = attributes[:, ATTRIBUTES.index("old")].bool()
     tone = between(13, 0.0, 1.0)[:, None]  # of the skin, from light to dark
     return Factors(
         attributes=attributes,
         uniforms=uniforms,
-        wrinkles=torch.where(old, between(6, 0.55, 1.0), between(6, 0.0, 0.25)),
+        lines=draws[:, 6],
         curvature=between(7, 0.5, 1.0),
         centre=SIZE / 2 + torch.stack([between(8, -2.0, 2.0), between(9, -1.0, 2.0)], 1),
         scale=between(10, 11.0, 12.5),
@@ -105,24 +109,14 @@ def sample(ids: tuple[str, ...], seed: int, *, bald: float = BALD) -> Factors:
 
 def twin(factors: Factors, name: str, value: Tensor | int | None = None, *, descendants: bool = False) -> Factors:
     """The same faces under do(`name` = `value`), by default its opposite: every nuisance fixed and, unless
-    `descendants` follow, every other attribute too.
-
-    Wrinkles mirror when `old` changes, so that a twin shows age as strongly as its original shows youth.
-    """
+    `descendants` follow, every other attribute too."""
     value = 1 - factors.attribute(name) if value is None else torch.as_tensor(value).expand(len(factors.attributes))
     attributes = factors.attributes.clone()
     attributes[:, ATTRIBUTES.index(name)] = value
     if descendants:
-        for child, parent in PARENTS.items():
-            if parent == name:
-                p = torch.tensor(PROBABILITY[child], dtype=factors.uniforms.dtype)[value]
-                attributes[:, ATTRIBUTES.index(child)] = (factors.uniforms[:, ATTRIBUTES.index(child)] < p).long()
-    changed = replace(factors, attributes=attributes)
-    if name != "old":
-        return changed
-    old, young = 0.55 + 0.45 * factors.wrinkles / 0.25, 0.25 * (factors.wrinkles - 0.55) / 0.45
-    flipped = torch.where(value == 1, old, young)
-    return replace(changed, wrinkles=torch.where(value == factors.attribute("old"), factors.wrinkles, flipped))
+        children = [ATTRIBUTES.index(child) for child, parent in PARENTS.items() if parent == name]
+        attributes[:, children] = propagate(factors.uniforms, {name: value})[:, children]
+    return replace(factors, attributes=attributes)
 
 
 def render(factors: Factors) -> Tensor:

@@ -150,17 +150,12 @@ class DeepImagePrior:
 
 @dataclass(frozen=True)
 class FreePixels:
-    """No prior: the pixels themselves, as logits so that they stay in [0, 1]. `at` starts at an image, `initial` at
-    noise."""
+    """No prior: the pixels themselves, as logits so that they stay in [0, 1]; they start `at` an image."""
 
-    image_shape: tuple[int, int, int]
     learning_rate: float = 5e-2
 
     def at(self, images: Tensor) -> Weights:
         return {"logits": images.clamp(1e-3, 1 - 1e-3).logit()}
-
-    def initial(self, rng: Streams) -> Weights:
-        return {"logits": rng.normal(self.image_shape, "pixels")}
 
     def __call__(self, weights: Weights) -> Tensor:
         return weights["logits"].sigmoid()

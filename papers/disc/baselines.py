@@ -43,7 +43,7 @@ def pixels(
 ) -> CounterfactualBatch:
     """Free pixels under total variation and a `consistency`, or none: the first iterate that reaches each τ. Nothing is
     drawn from `rng`."""
-    prior = FreePixels(tuple(images.shape[1:]))
+    prior = FreePixels()
     return counterfactuals(
         images, source, target, classifier=classifier, strengths=strengths, prior=prior,
         weights=lambda rows: prior.at(images[rows]), consistency=with_variation(consistency, variation),
@@ -69,7 +69,7 @@ def iso_at(
 ) -> CounterfactualBatch:
     """ISO at equal change: pushed on, by a margin that does not fade, until its mean |x̄ − x| is `distance`, N values,
     of the run that it is compared with. Its one strength is that share, 1."""
-    prior, rows = FreePixels(tuple(images.shape[1:])), (source != target).nonzero()[:, 0]
+    prior, rows = FreePixels(), (source != target).nonzero()[:, 0]
     return counterfactuals(
         images, source, target, classifier=classifier, strengths=(1.0,), prior=prior,
         weights=lambda some: prior.at(images[some]), functional=margin_target(target[rows]),

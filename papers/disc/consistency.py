@@ -88,9 +88,8 @@ def margin_target(target: Tensor) -> Functional:
     """max_{c ≠ ȳ} h_c − h_ȳ: does not fade when the target is reached, so that a search can be pushed on."""
 
     def loss(logits: Tensor, rows: Tensor, share: float = 0.0) -> Tensor:
-        mine = logits.gather(1, target[rows, None])[:, 0]
-        others = logits.scatter(1, target[rows, None], -torch.inf).max(1).values
-        return others - mine
+        mine, others = _apart(logits, target[rows])
+        return others.max(1).values - mine
 
     return loss
 
@@ -100,18 +99,15 @@ def continued_target(target: Tensor) -> Functional:
 
     def loss(logits: Tensor, rows: Tensor, share: float) -> Tensor:
         p = STAGES[min(int(share * len(STAGES)), len(STAGES) - 1)]
-        log_p = logits.log_softmax(1).gather(1, target[rows, None])[:, 0]
-        others = logits.scatter(1, target[rows, None], -torch.inf).logsumexp(1) - logits.logsumexp(1)
-        return -(p * log_p + (1 - p) * others)
+        mine, others = _apart(logits.log_softmax(1), target[rows])
+        return -(p * mine + (1 - p) * others.logsumexp(1))
 
     return loss
 
 
 def graded_target(target: Tensor, level: Tensor) -> Functional:
     """(P(c) − p)²: a hypothesis p, N values, about the probability of class c."""
-    return lambda logits, rows, share=0.0: (
-        logits.softmax(1).gather(1, target[rows, None])[:, 0] - level[rows]
-    ).square()
+    return lambda logits, rows, share=0.0: (_probability(logits, target[rows]) - level[rows]).square()
 
 
 def regression_target(value: Tensor) -> Functional:
@@ -121,7 +117,16 @@ def regression_target(value: Tensor) -> Functional:
 
 def class_confidence(target: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The soft-max probability of the target class."""
-    return lambda images, logits, rows: logits.softmax(1).gather(1, target[rows, None])[:, 0]
+    return lambda images, logits, rows: _probability(logits, target[rows])
+
+
+def _probability(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.softmax(1).gather(1, target[:, None])[:, 0]
+
+
+def _apart(values: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The value of the target class, N, and N×K of the others, with −∞ in its place."""
+    return values.gather(1, target[:, None])[:, 0], values.scatter(1, target[:, None], -torch.inf)
 
 
 def equal_change(x: Tensor, distance: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

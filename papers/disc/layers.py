@@ -1,6 +1,6 @@
 """Ψ_l: the activations of a classifier's named layers, in the same pass as its logits (DISC spec §2.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,31 +33,29 @@ class Layers:
         self.modules = [known[name] for name in (*self.names, *also)]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        found: dict[int, Tensor] = {}
-        handles = [
-            module.register_forward_hook(lambda _, __, out, k=k: found.__setitem__(k, out))
-            for k, module in enumerate(self.modules)
-        ]
-        try:
-            logits = self.classifier(images)
-        finally:
-            for handle in handles:
-                handle.remove()
+        logits, found = _listened(self.classifier, dict(enumerate(self.modules)), images)
         activations = [found[k] for k in range(len(self.modules))]
         return logits, activations[: len(self.names)], activations[len(self.names) :]
 
 
-def _convolutions(classifier: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
-    last: dict[tuple[int, ...], str] = {}
+def _listened(
+    classifier: nn.Module, modules: dict[Hashable, nn.Module], images: Tensor
+) -> tuple[Tensor, dict[Hashable, Tensor]]:
+    """The logits of a pass, and the output of every module that it ran through, in the order of the pass."""
+    found: dict[Hashable, Tensor] = {}
     handles = [
-        module.register_forward_hook(lambda _, __, out, name=name: last.__setitem__(tuple(out.shape[2:]), name))
-        for name, module in classifier.named_modules()
-        if isinstance(module, nn.Conv2d)
+        module.register_forward_hook(lambda _, __, out, key=key: found.__setitem__(key, out))
+        for key, module in modules.items()
     ]
     try:
-        with torch.no_grad():
-            classifier(torch.full((1, *image_shape), 0.5))
+        return classifier(images), found
     finally:
         for handle in handles:
             handle.remove()
-    return list(last.values())
+
+
+def _convolutions(classifier: nn.Module, image_shape: tuple[int, int, int]) -> list[str]:
+    convolutions = {name: module for name, module in classifier.named_modules() if isinstance(module, nn.Conv2d)}
+    with torch.no_grad():
+        _, found = _listened(classifier, convolutions, torch.full((1, *image_shape), 0.5))
+    return list({tuple(out.shape[2:]): name for name, out in found.items()}.values())

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from clarity_draws import few, rng, seeds
+from hypothesis import given
 from hypothesis import strategies as st
 
 from papers.clarity.cells import (
@@ -21,13 +22,6 @@ from papers.clarity.cells import (
     vae_of,
 )
 from papers.clarity.tables import gradient_table
-
-seeds = st.integers(0, 2**31 - 1)
-few = settings(max_examples=25, deadline=None)
-
-
-def rng(seed=0):
-    return np.random.Generator(np.random.Philox(key=seed))
 
 
 def row(classifier, space, m, method, strength, image, **values):

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from clarity_draws import draw, few, rng, seeds
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.data import datasets
@@ -25,18 +26,6 @@ from papers.clarity.diagnostics import (
     variant_accuracy,
 )
 from papers.clarity.systems import System
-
-seeds = st.integers(0, 2**31 - 1)
-few = settings(max_examples=25, deadline=None)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def rng(seed=0):
-    return np.random.Generator(np.random.Philox(key=seed))
-
 
 # gradients at the start
 

@@ -5,24 +5,12 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from hypothesis import given, settings
+from clarity_draws import few, rng, seeds
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from papers.clarity.factors import factor_shares, halved_auc, plateau_auc, squared_effect
-
-seeds = st.integers(0, 2**31 - 1)
-few = settings(max_examples=25, deadline=None)
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def rng(seed=0):
-    return np.random.Generator(np.random.Philox(key=seed))
-
 
 # factors
 
