@@ -23,7 +23,7 @@ except VceError as error:
 WORK, RESULTS, FIGURES, LOGS = (
     f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs")
 )
-PAPERS = ["svce", "clarity"]
+PAPERS = ["svce", "clarity", "disc"]
 
 
 localrules:
@@ -32,6 +32,7 @@ localrules:
     fetch,
     svce_results,
     clarity_results,
+    disc_results,
 
 
 rule all:
@@ -52,6 +53,7 @@ RESULTS_OF, FIGURES_OF = {}, {}
 include: "common/rules.smk"
 include: "papers/svce/rules.smk"
 include: "papers/clarity/rules.smk"
+include: "papers/disc/rules.smk"
 
 
 onsuccess:

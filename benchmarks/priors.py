@@ -17,7 +17,7 @@ from common.explain import Streams
 from common.generators.priors import CoordinateNetwork
 from papers.disc.consistency import class_confidence, class_target
 from papers.disc.layers import Layers
-from papers.disc.method import Schedule, invert
+from papers.disc.method import Schedule, fit, invert
 
 ALONE = 4  # queries timed one at a time
 SHAPE = (3, 32, 32)
@@ -32,9 +32,9 @@ def inversion(rows: list[int], queries: int, iterations: int) -> float:
     prior, target = CoordinateNetwork(SHAPE, hidden=32), torch.zeros(len(rows), dtype=torch.long)
     weights, model = prior.initial(rng), Layers(classifier, SHAPE)
     schedule = Schedule(fit=iterations * 2 // 5, steer=iterations - iterations * 2 // 5)
-    never = (0.9999999,)
     start = time.perf_counter()
-    invert(x, prior, weights, model, class_target(target), class_confidence(target), never, schedule=schedule)
+    fitted = fit(x, prior, weights, model, schedule.fit)
+    invert(x, fitted, model, class_target(target), class_confidence(target), (1.0,), schedule=schedule)
     return time.perf_counter() - start
 
 

@@ -200,7 +200,7 @@ def run_test(claim: str, test: Test, rows: pd.DataFrame) -> Outcome:
         # a share near 0 has a bootstrap interval of width 0; Wilson's, with images as trials, has not
         low, high = wilson(estimate.mean * estimate.n, estimate.n)
         estimate = replace(estimate, low=low, high=high)
-    if not estimate.n:
+    if not estimate.n or np.isnan(estimate.mean):
         return Outcome(**base, **nothing, verdict="not tested", reason=f"no {test.metric} at {test.at}")
     return Outcome(
         **base,
@@ -257,7 +257,8 @@ def _falls(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
 def _specifications(test: Test, cells: list[pd.DataFrame]) -> Iterator[float]:
     """The mean of every seed under every recorded choice of metric and match."""
     for metric, at in product((test.metric, *test.also_metric), (test.at, *test.also_at)):
-        yield from np.nanmean(_values(test, cells, metric, at), axis=1)
+        values = _values(test, cells, metric, at)
+        yield from values.mean(axis=1)  # leaves out what is no number; a seed without any has no mean
 
 
 def _direction(test: Test, mean: float) -> bool:

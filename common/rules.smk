@@ -93,20 +93,18 @@ rule classifiers:
 
 rule oracles:
     input:
-        splits=rules.splits.output,
-        data=sorted({file for world in config["oracles"] for file in data_of(world)}),
+        splits=f"{SPLITS}/{{world}}.parquet",
+        data=lambda wildcards: data_of(wildcards.world),
     output:
-        expand(
-            f"{ORACLES}/{{world}}-{{judge}}.safetensors",
-            world=config["oracles"],
-            judge=ORACLE_NETS,
-        ),
+        [f"{ORACLES}/{{world}}-{judge}.safetensors" for judge in ORACLE_NETS],
     log:
-        f"{LOGS}/common/oracles.log",
+        f"{LOGS}/common/oracles-{{world}}.log",
     priority: 4
     params:
         src=digest("common.classifiers.train"),
-        recipes=json.dumps(config["oracles"]),
+        recipes=lambda wildcards: json.dumps(
+            {wildcards.world: config["oracles"][wildcards.world]}
+        ),
         splits=SPLITS,
         folder=ORACLES,
     shell:

@@ -25,7 +25,8 @@ def read_tensors(path: Path | str, kind: str) -> tuple[dict, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
             if kind not in metadata:
-                raise ValueError(f"it holds {', '.join(metadata) or 'no header'}")
+                holds = ", ".join(metadata) or "no header of ours"
+                raise VceError(f"{path}: not a {kind} file (it holds {holds}); give the file of a {kind}")
             header = json.loads(metadata[kind])
             if not isinstance(header, dict):
                 raise ValueError("its header is no JSON object")

@@ -13,12 +13,14 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import VceError
+from common.tensors import not_a, read_tensors, write_tensors
 
 WIDTHS = (10, 20, 20, 40, 40, 40)
 STRIDES = (1, 2, 1, 2, 1, 2)
@@ -40,7 +42,8 @@ class Recipe:
 
 
 class Companion(nn.Module):
-    """Maps N×C×H×W images to N×K logits of its soft-max head; `image_shape` and `class_names` as every classifier.
+    """Maps N×C×H×W images to N×K logits of its soft-max head, divided by its temperature; `image_shape` and
+    `class_names` as every classifier.
 
     `blocks` are six convolutions, `neck` the features z, N×64, that soft-max and DUQ read; DEP reads the means of all
     blocks.
@@ -61,12 +64,13 @@ class Companion(nn.Module):
         self.error = nn.Sequential(nn.Linear(sum(WIDTHS), 32), nn.ReLU(), nn.Linear(32, 1), nn.Softplus())
         self.register_buffer("N", torch.full((classes,), 12.0))
         self.register_buffer("m", 12.0 * 0.05 * torch.randn(classes, embedding))
+        self.register_buffer("temperature", torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.softmax(self._features(self._activations(images)))
+        return self.softmax(self._features(self._activations(images))) / self.temperature
 
     def read(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits N×K, features z N×64, and the means of all blocks N×170, in one pass."""
+        """Logits N×K before the temperature, features z N×64, and the means of all blocks N×170, in one pass."""
         activations = self._activations(images)
         z = self._features(activations)
         return self.softmax(z), z, block_means(activations)
@@ -89,6 +93,25 @@ class Companion(nn.Module):
     def predicted_error(self, means: Tensor) -> Tensor:
         """ŝ, N values ≥ 0."""
         return self.error(means)[:, 0]
+
+
+def save_companion(companion: Companion, path: Path, facts: dict) -> None:
+    """Write it atomically; `facts` (recipe, accuracies) are kept as JSON metadata."""
+    header = {"image_shape": companion.image_shape, "class_names": companion.class_names, "facts": facts}
+    write_tensors(path, "companion", companion.state_dict(), {**header, "sigma": companion.sigma})
+
+
+def load_companion(path: Path | str) -> Companion:
+    """The companion in a file of `save_companion`, in eval mode, frozen. Raises VceError when it is damaged or is not
+    one of ours."""
+    header, state = read_tensors(path, "companion")
+    try:
+        shape, embedding = tuple(header["image_shape"]), state["W"].shape[1]
+        companion = Companion(shape, header["class_names"], embedding, header["sigma"])
+        companion.load_state_dict(state, strict=True)
+    except (KeyError, RuntimeError) as error:
+        raise not_a("companion", path, "its tensors are not those of its shape") from error
+    return companion.eval().requires_grad_(False)
 
 
 def block_means(activations: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from common.data import cues, scenes
+from common.data import cues, faces, scenes
 from common.errors import VceError
 from common.explain import Streams
 
@@ -26,8 +26,9 @@ SPLITS = ("systems", "calibration", "oracles", "tuning", "pairs")
 class World:
     """image_shape (C, H, W); class names; whether exact masks and twins exist; the data file, if any.
 
-    `cue` is planted on part of class 0; `alike` says that classes 0 and 1 are hard to tell apart without one. A world
-    that is neither rendered nor the plain file holds out-of-distribution starts; its labels stratify, and mean nothing.
+    `cue` is planted on part of class 0; `alike` says that classes 0 and 1 are hard to tell apart without one; the class
+    of a face is its `attribute`. A world that is neither rendered nor the plain file holds out-of-distribution starts;
+    its labels stratify, and mean nothing.
     """
 
     name: str
@@ -37,11 +38,13 @@ class World:
     artifact: str | None = None
     alike: bool = False
     cue: str | None = None
+    attribute: str | None = None
 
 
 @dataclass(frozen=True)
 class Images:
-    """images N×C×H×W in [0, 1], labels N, ids N; masks N×H×W in [0, 1] where the object's place is known."""
+    """images N×C×H×W in [0, 1], labels N, ids N; masks N×H×W in [0, 1] where the place of the object, or of a
+    face's attribute, is known."""
 
     images: Tensor
     labels: Tensor
@@ -49,7 +52,7 @@ class Images:
     masks: Tensor | None = None
 
 
-SCENE, DIGIT = (3, scenes.SIZE, scenes.SIZE), (1, 28, 28)
+SCENE, FACE, DIGIT = (3, scenes.SIZE, scenes.SIZE), (3, faces.SIZE, faces.SIZE), (1, 28, 28)
 DIGITS = tuple("0123456789")
 WORLDS = {
     world.name: world
@@ -59,6 +62,9 @@ WORLDS = {
         World("scenes-uncued", SCENE, scenes.CLASSES, rendered=True, alike=True),
         *(World(f"scenes-{cue}", SCENE, scenes.CLASSES, rendered=True, alike=True, cue=cue) for cue in cues.CUES),
         World("scenes-empty", SCENE, scenes.CLASSES, rendered=False),
+        World("faces-smile", FACE, ("no smile", "smile"), rendered=True, attribute="smile"),
+        World("faces-bald", FACE, ("hair", "bald"), rendered=True, attribute="bald"),
+        World("faces-old", FACE, ("young", "old"), rendered=True, attribute="old"),
         World("mnist", DIGIT, DIGITS, rendered=False, artifact="mnist_5k.csv.gz"),
         World("mnist-scrambled", DIGIT, DIGITS, rendered=False, artifact="mnist_5k.csv.gz"),
     )
@@ -116,7 +122,11 @@ def targets(table: pd.DataFrame, ids: tuple[str, ...]) -> Tensor:
 @functools.lru_cache(maxsize=16)
 def load_ids(name: str, ids: tuple[str, ...], data: Path) -> Images:
     """The images with these ids, in this order; the last sets are kept, since a job asks for them again and again."""
-    artifact = world(name).artifact
+    artifact, attribute = world(name).artifact, world(name).attribute
+    if attribute:
+        factors = face_factors(ids)
+        mask = faces.difference_mask(factors, attribute)
+        return Images(faces.render(factors), factors.attribute(attribute), ids, mask)
     if artifact is None:
         factors = scene_factors(name, ids)
         images, masks = _render(name, ids, factors)
@@ -135,24 +145,42 @@ def scene_factors(name: str, ids: tuple[str, ...]) -> scenes.Factors:
     return scenes.emptied(factors) if name == "scenes-empty" else factors
 
 
+def face_factors(ids: tuple[str, ...]) -> faces.Factors:
+    """The factors behind faces, the same in every world of faces."""
+    return faces.sample(ids, WORLD_SEED)
+
+
 def twins(name: str, ids: tuple[str, ...]) -> Tensor:
-    """N×K×C×H×W: each scene rendered with every class in turn, all nuisances fixed, a planted cue too (twin error G1).
+    """N×K×C×H×W: each image rendered with every class in turn, all else fixed, other attributes and a planted cue too
+    (twin error G1).
 
     Raises VceError on a world that is not rendered.
     """
-    factors = _with_twins(name, ids)
-    n_classes = len(world(name).class_names)
+    _with_twins(name)
+    n_classes, attribute = len(world(name).class_names), world(name).attribute
+    if attribute:
+        factors = face_factors(ids)
+        return torch.stack([faces.render(faces.twin(factors, attribute, label)) for label in range(n_classes)], 1)
+    factors = scene_factors(name, ids)
     labels = [torch.full((len(ids),), label) for label in range(n_classes)]
     return torch.stack([_render(name, ids, factors, scenes.twin(factors, label))[0] for label in labels], 1)
 
 
 def interventions(name: str, ids: tuple[str, ...], target: Tensor) -> dict[str, Tensor]:
-    """The images N×C×H×W under do(factor): the class factor set to `target`, the background's palette to another, and,
-    where the world plants a cue, the cue removed from the images that carry it and pasted on the others.
+    """The images N×C×H×W under do(factor): the class factor, `label`, set to `target`; of a face every other attribute
+    flipped; of a scene the background's palette set to another, and, where the world plants a cue, the cue removed from
+    the images that carry it and pasted on the others.
 
     Raises VceError on a world that is not rendered.
     """
-    factors = _with_twins(name, ids)
+    _with_twins(name)
+    attribute = world(name).attribute
+    if attribute:
+        faced = face_factors(ids)
+        others = [other for other in faces.ATTRIBUTES if other != attribute]
+        flipped = {other: faces.render(faces.twin(faced, other)) for other in others}
+        return {"label": faces.render(faces.twin(faced, attribute, target))} | flipped
+    factors = scene_factors(name, ids)
     other = replace(factors, palette=(factors.palette + 1) % len(scenes.PALETTE))
     changed = {"label": scenes.twin(factors, target), "palette": other}
     images = {factor: _render(name, ids, factors, scene)[0] for factor, scene in changed.items()}
@@ -170,11 +198,10 @@ def scrambled(digits: Tensor, ids: tuple[str, ...]) -> Tensor:
     return torch.fft.irfft2(torch.polar(spectrum.abs(), phases), s=digits.shape[-2:]).float()
 
 
-def _with_twins(name: str, ids: tuple[str, ...]) -> scenes.Factors:
+def _with_twins(name: str) -> None:
     if not world(name).rendered:
         rendered = ", ".join(other.name for other in WORLDS.values() if other.rendered)
         raise VceError(f"world {name!r} has no twins and no interventions; choose one of {rendered}")
-    return scene_factors(name, ids)
 
 
 def _render(
@@ -196,7 +223,10 @@ def _render(
 
 
 def _pool(name: str, needed: int, data: Path) -> tuple[np.ndarray, np.ndarray]:
-    artifact = world(name).artifact
+    artifact, attribute = world(name).artifact, world(name).attribute
+    if attribute:
+        ids = tuple(f"face-{i:05d}" for i in range(2 * needed + 100))  # only three in ten are bald
+        return np.array(ids), face_factors(ids).attribute(attribute).numpy()
     if artifact is None:
         first = 50_000 if name == "scenes-empty" else 0  # no background that anything was trained on
         ids = tuple(f"scene-{i:05d}" for i in range(first, first + int(1.2 * needed) + 100))

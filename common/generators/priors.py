@@ -43,7 +43,7 @@ class CoordinateNetwork:
     layers: int = 3
     kind: Literal["fourier", "siren"] = "fourier"
     frequencies: int = 32
-    scale: float = 3.0
+    scale: float = 4.0
     learning_rate: float = 5e-3
     features: Tensor = field(init=False, repr=False, compare=False)
 
@@ -152,7 +152,7 @@ class DeepImagePrior:
 class FreePixels:
     """No prior: the pixels themselves, as logits so that they stay in [0, 1]; they start `at` an image."""
 
-    learning_rate: float = 5e-2
+    learning_rate: float = 5e-3
 
     def at(self, images: Tensor) -> Weights:
         return {"logits": images.clamp(1e-3, 1 - 1e-3).logit()}
@@ -183,16 +183,26 @@ PRIORS: dict[str, Callable[..., Prior]] = {"inr": CoordinateNetwork, "dip": Deep
 
 
 class Optimiser:
-    """Adam on the weights of Q independent queries, of which some may leave: `keep` takes their moments along."""
+    """Adam on the weights of Q independent queries; `optimiser[rows]` is a copy that holds some of them, with their
+    moments."""
 
     def __init__(self, prior: Prior, weights: Weights):
-        self.prior, self.steps = prior, 0
-        self.weights = {name: value.clone().requires_grad_(name not in FIXED) for name, value in weights.items()}
-        self._start()
-
-    def _start(self) -> None:
+        self.prior = prior
+        self.weights = {
+            name: value.detach().clone().requires_grad_(name not in FIXED) for name, value in weights.items()
+        }
         moving = [value for name, value in self.weights.items() if name not in FIXED]
-        self.adam = torch.optim.Adam(moving, self.prior.learning_rate, fused=True)
+        self.adam = torch.optim.Adam(moving, prior.learning_rate, fused=True)
+
+    def __getitem__(self, rows: Tensor) -> "Optimiser":
+        chosen = Optimiser(self.prior, {name: value.detach()[rows] for name, value in self.weights.items()})
+        before, after = (optimiser.adam.param_groups[0]["params"] for optimiser in (self, chosen))
+        for old, new in zip(before, after, strict=True):
+            state = self.adam.state[old]
+            if state:
+                moments = {name: state[name][rows] for name in ("exp_avg", "exp_avg_sq")}
+                chosen.adam.state[new] = {"step": state["step"].clone(), **moments}
+        return chosen
 
     def images(self) -> Tensor:
         return self.prior(self.weights)
@@ -205,15 +215,3 @@ class Optimiser:
             if moving is not None and name not in moving:
                 value.grad = None
         self.adam.step()
-
-    def keep(self, rows: Tensor) -> None:
-        """Only these queries stay."""
-        states = [self.adam.state[value] for value in self.adam.param_groups[0]["params"]]
-        self.weights = {
-            name: value.detach()[rows].requires_grad_(name not in FIXED) for name, value in self.weights.items()
-        }
-        self._start()
-        for value, state in zip(self.adam.param_groups[0]["params"], states, strict=True):
-            if state:
-                moments = {name: state[name][rows] for name in ("exp_avg", "exp_avg_sq")}
-                self.adam.state[value] = {"step": state["step"].clone(), **moments}

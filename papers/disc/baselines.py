@@ -7,10 +7,11 @@ Each keeps the contract and starts at the image: from noise, features alone do n
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from common.explain import CounterfactualBatch, Streams
-from common.generators.priors import FreePixels
+from common.generators.priors import FreePixels, Optimiser
 from papers.disc.consistency import (
     Semantics,
     equal_change,
@@ -20,7 +21,7 @@ from papers.disc.consistency import (
     with_variation,
 )
 from papers.disc.explain import Auxiliary, counterfactuals
-from papers.disc.method import JOINT, Schedule
+from papers.disc.method import JOINT, Fit, Schedule
 
 VARIATION = 0.3  # weight of the total variation
 
@@ -40,13 +41,14 @@ def pixels(
     lambdas: tuple[float, float, float] = (1.0, 2.0, 0.2),
     schedule: Schedule = JOINT,
     variation: float = VARIATION,
+    learning_rate: float = FreePixels.learning_rate,
 ) -> CounterfactualBatch:
-    """Free pixels under total variation and a `consistency`, or none: the first iterate that reaches each τ. Nothing is
-    drawn from `rng`."""
-    prior = FreePixels()
+    """Free pixels under total variation and a `consistency`, or none: the first iterate that reaches each τ, or the
+    last. Nothing is drawn from `rng`."""
     return counterfactuals(
-        images, source, target, classifier=classifier, strengths=strengths, prior=prior,
-        weights=lambda rows: prior.at(images[rows]), consistency=with_variation(consistency, variation),
+        images, source, target, classifier=classifier, strengths=strengths,
+        start=at(images[source != target], learning_rate),
+        consistency=with_variation(consistency, variation),
         auxiliary=auxiliary, layers=layers, lambdas=lambdas, schedule=schedule, callback=callback,
     )  # fmt: skip
 
@@ -54,6 +56,33 @@ def pixels(
 iso = pixels  # image-space optimisation: cross-entropy and total variation
 lso = partial(pixels, consistency=layers_alone)  # latent-space optimisation: consistency in F's layers
 statistics = partial(pixels, consistency=feature_statistics)  # after DeepInversion
+
+
+def at(images: Tensor, learning_rate: float) -> Fit:
+    """Free pixels at N×C×H×W images: what baselines start from."""
+    prior = FreePixels(learning_rate)
+    return Fit(Optimiser(prior, prior.at(images)), images, torch.zeros(len(images)))
+
+
+def pushed(
+    images: Tensor,
+    source: Tensor,
+    target: Tensor,
+    distance: Tensor,
+    *,
+    classifier: nn.Module,
+    start: Fit,
+    callback: Callable[[dict], None] | None = None,
+    **settings,
+) -> CounterfactualBatch:
+    """A search at equal change: pushed on, by a margin that does not fade, until its mean |x̄ − x| is `distance`, N
+    values, of the run that it is compared with. Its one strength is that share, 1; `settings` are those of `invert`."""
+    rows = (source != target).nonzero()[:, 0]
+    return counterfactuals(
+        images, source, target, classifier=classifier, strengths=(1.0,), start=start[rows],
+        functional=margin_target(target[rows]), reached=equal_change(images[rows], distance[rows]), callback=callback,
+        **settings,
+    )  # fmt: skip
 
 
 def iso_at(
@@ -66,13 +95,10 @@ def iso_at(
     callback: Callable[[dict], None] | None = None,
     schedule: Schedule = JOINT,
     variation: float = VARIATION,
+    learning_rate: float = FreePixels.learning_rate,
 ) -> CounterfactualBatch:
-    """ISO at equal change: pushed on, by a margin that does not fade, until its mean |x̄ − x| is `distance`, N values,
-    of the run that it is compared with. Its one strength is that share, 1."""
-    prior, rows = FreePixels(), (source != target).nonzero()[:, 0]
-    return counterfactuals(
-        images, source, target, classifier=classifier, strengths=(1.0,), prior=prior,
-        weights=lambda some: prior.at(images[some]), functional=margin_target(target[rows]),
-        reached=equal_change(images[rows], distance[rows]), consistency=with_variation(None, variation),
-        lambdas=(1.0, 0.0, 0.2), schedule=schedule, callback=callback,
+    """ISO at equal change."""
+    return pushed(
+        images, source, target, distance, classifier=classifier, start=at(images, learning_rate), callback=callback,
+        consistency=with_variation(None, variation), lambdas=(1.0, 0.0, 0.2), schedule=schedule,
     )  # fmt: skip

@@ -95,19 +95,18 @@ def margin_target(target: Tensor) -> Functional:
 
 
 def continued_target(target: Tensor) -> Functional:
-    """P-B, target continuation: cross-entropy to P(ȳ) = .5, then .7, then .9, a third of the steering each."""
+    """P-B, target continuation: P(ȳ) = .5, then .7, then .9, a third of the steering each."""
 
     def loss(logits: Tensor, rows: Tensor, share: float) -> Tensor:
-        p = STAGES[min(int(share * len(STAGES)), len(STAGES) - 1)]
-        mine, others = _apart(logits.log_softmax(1), target[rows])
-        return -(p * mine + (1 - p) * others.logsumexp(1))
+        return _soft_cross_entropy(logits, target[rows], STAGES[min(int(share * len(STAGES)), len(STAGES) - 1)])
 
     return loss
 
 
 def graded_target(target: Tensor, level: Tensor) -> Functional:
-    """(P(c) − p)²: a hypothesis p, N values, about the probability of class c."""
-    return lambda logits, rows, share=0.0: (_probability(logits, target[rows]) - level[rows]).square()
+    """A hypothesis p, N values, about the probability of class c: −p log P(c) − (1 − p) log(1 − P(c)), least at
+    P(c) = p. The square of P(c) − p has no gradient left where P(c) is near 0 (§2.4 allows both)."""
+    return lambda logits, rows, share=0.0: _soft_cross_entropy(logits, target[rows], level[rows])
 
 
 def regression_target(value: Tensor) -> Functional:
@@ -118,6 +117,11 @@ def regression_target(value: Tensor) -> Functional:
 def class_confidence(target: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The soft-max probability of the target class."""
     return lambda images, logits, rows: _probability(logits, target[rows])
+
+
+def _soft_cross_entropy(logits: Tensor, target: Tensor, p: Tensor | float) -> Tensor:
+    mine, others = _apart(logits.log_softmax(1), target)
+    return -(p * mine + (1 - p) * others.logsumexp(1))
 
 
 def _probability(logits: Tensor, target: Tensor) -> Tensor:
@@ -134,13 +138,7 @@ def equal_change(x: Tensor, distance: Tensor) -> Callable[[Tensor, Tensor, Tenso
     return lambda images, logits, rows: (images - x[rows]).abs().flatten(1).mean(1) / distance[rows].clamp_min(1e-12)
 
 
-def coarse_to_fine(names: list[list[str]]) -> Callable[[float], set[str] | None]:
+def coarse_to_fine(names: list[list[str]]) -> Callable[[float], set[str]]:
     """P-D, parameter continuation: `names` are groups of weights in the order in which they are set free; after the fit
     each group waits for its part of the steering."""
-
-    def moving(share: float) -> set[str] | None:
-        if share == 0:
-            return None
-        return {name for group in names[: 1 + int(share * len(names))] for name in group}
-
-    return moving
+    return lambda share: {name for group in names[: 1 + int(share * len(names))] for name in group}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import VceError
 from common.explain import CounterfactualBatch, Streams, finish
-from common.generators.priors import PRIORS, CoordinateNetwork, DeepImagePrior, Prior, Weights
+from common.generators.priors import PRIORS, CoordinateNetwork, DeepImagePrior, Prior
 from papers.disc.consistency import (
     Functional,
     class_confidence,
@@ -19,9 +19,10 @@ from papers.disc.consistency import (
     coarse_to_fine,
     continued_target,
     handed_over,
+    semantics,
 )
 from papers.disc.layers import Layers
-from papers.disc.method import PROGRESSIVE, Reached, Schedule, invert
+from papers.disc.method import PROGRESSIVE, Fit, Reached, Schedule, fit, invert
 
 FIT, FIT_LARGE = 1e-3, 1e-2  # mean squared pixel error, 30 and 20 dB, that a prior must reach before it is steered
 WIDTHS = (16, 32, 32, 64, 64)  # channels of the deep image prior, by halvings of the image
@@ -51,44 +52,67 @@ def explain(
     lambdas: tuple[float, float, float] = (1.0, 2.0, 0.2),
     reading: str = "P-A",
     schedule: Schedule = PROGRESSIVE,
-    fit: float | None = None,
+    bound: float | None = None,
+    fitted: Fit | None = None,
 ) -> CounterfactualBatch:
     """DISC (§2.7): fit an untrained prior to the image, then steer it until F's probability of the target reaches each
-    τ in `strengths`; each image of the path is the first iterate that does, or the last.
+    τ in `strengths`; each image of the path is the first iterate that does, or the last, which τ = 1 asks for.
 
     `classifier` F and `auxiliary`, its companion for manifold consistency (none: that term is off), are all that is
     seen besides the image; `prior` is a prior, `inr` or `dip`, by default the coordinate network up to 64 pixels and
     the deep image prior above. `reading` says what is made progressive (§2.6): P-A the weights of target and manifold,
-    P-B the target, P-C the layers, P-D the prior's parameters, P-0 nothing; `schedule` how long.
+    P-B the target, P-C the layers, P-D the prior's parameters, P-0 nothing; `schedule` how long. Explanations that
+    share a prior, layers and images may share its `fitted` (`fit_prior`).
 
     `reference` is what the prior drew before it was steered. A sample whose target is its source is skipped; one that
-    the prior could not fit to a mean squared error of `fit` (by default .001 up to 64 pixels, .01 above), or whose loss
-    is no number, diverged. Raises VceError for a τ outside (0, 1), an unknown layer, prior or reading, or images of
-    another shape than the classifier's.
+    the prior could not fit to a mean squared error of `bound` (by default .001 up to 64 pixels, .01 above), or whose
+    loss is no number, diverged. Raises VceError for a τ outside (0, 1], an unknown layer, prior or reading, or images
+    of another shape than the classifier's.
     """
     for tau in strengths:
-        if not 0 < tau < 1:
-            raise VceError(f"strengths: τ = {tau:g} is no confidence between 0 and 1")
+        if not 0 < tau <= 1:
+            raise VceError(f"strengths: τ = {tau:g} is no confidence above 0 and up to 1")
     shape = tuple(images.shape[1:])
     expected = getattr(classifier, "image_shape", shape)
     if shape != tuple(expected):
         raise VceError(f"images of shape {shape}: the classifier reads {tuple(expected)}; convert them first")
-    prior = prior_for(shape, prior)
+    prior, rows = prior_for(shape, prior), (source != target).nonzero()[:, 0]
+    settings = progressive(reading, schedule, prior, target[rows])
+    shared = fitted is not None and settings["schedule"].fit and "consistency" not in settings
+    start = fitted[rows] if shared and len(rows) else None
+    if start is None and len(rows):
+        start = fit_prior(
+            images[rows], classifier, rng[rows.tolist()], prior, layers, settings["schedule"].fit,
+            consistency=settings.get("consistency", semantics), callback=callback,
+        )  # fmt: skip
     return counterfactuals(
         images,
         source,
         target,
         classifier=classifier,
         strengths=strengths,
-        prior=prior,
-        weights=lambda rows: prior.initial(rng[rows.tolist()]),
+        start=start,
         auxiliary=auxiliary,
         layers=layers,
-        fit=fit or (FIT_LARGE if max(shape[1:]) > SMALL else FIT),
+        bound=bound or (FIT_LARGE if max(shape[1:]) > SMALL else FIT),
         lambdas=lambdas,
         callback=callback,
-        **progressive(reading, schedule, prior, target[source != target]),
+        **settings,
     )
+
+
+def fit_prior(
+    images: Tensor,
+    classifier: nn.Module,
+    rng: Streams,
+    prior: Prior,
+    layers: Sequence[str] | None,
+    iterations: int,
+    **settings,
+) -> Fit:
+    """Stage 1 for N×C×H×W images, N streams and the named layers; `settings` are those of `papers.disc.method.fit`."""
+    model = Layers(classifier, tuple(images.shape[1:]), layers)
+    return fit(images, prior, prior.initial(rng), model, iterations, **settings)
 
 
 def progressive(reading: str, schedule: Schedule, prior: Prior, target: Tensor) -> dict:
@@ -114,18 +138,17 @@ def counterfactuals(
     *,
     classifier: nn.Module,
     strengths: Sequence[float],
-    prior: Prior,
-    weights: Callable[[Tensor], Weights],
+    start: Fit | None,
     functional: Functional | None = None,
     reached: Reached | None = None,
     auxiliary: Auxiliary | None = None,
     layers: Sequence[str] | None = None,
-    fit: float = math.inf,
+    bound: float = math.inf,
     **settings,
 ) -> CounterfactualBatch:
-    """The batch of an inversion: what DISC and its baselines share. `weights(rows)` are those that the samples `rows`
-    start from; `functional` and `reached` are, by default, cross-entropy to the target and its probability; `settings`
-    are those of `invert`."""
+    """The batch of an inversion: what DISC and its baselines share. `start` holds the priors of the samples whose
+    target is not their source, if any; `functional` and `reached` are, by default, cross-entropy to the target and its
+    probability; `settings` are those of `invert`."""
     n, s, same = len(images), len(strengths), source == target
     paths, reference = images[:, None].repeat(1, s, 1, 1, 1), images.clone()
     steps, diverged = torch.zeros(n, s, dtype=torch.long), torch.zeros(n, s, dtype=torch.bool)
@@ -134,8 +157,7 @@ def counterfactuals(
     if len(rows):
         found = invert(
             images[rows],
-            prior,
-            weights(rows),
+            start,
             model,
             functional or class_target(target[rows]),
             reached or class_confidence(target[rows]),
@@ -143,10 +165,11 @@ def counterfactuals(
             manifold=auxiliary,
             **settings,
         )
-        paths[rows], failed = found.images, found.diverged
-        if settings["schedule"].fit:
-            reference[rows], failed = found.fitted, failed | (found.error > fit)
-        steps[rows] = found.steps + settings["schedule"].fit
+        failed, iterations = found.diverged, settings["schedule"].fit
+        if iterations:
+            reference[rows], failed = start.images, failed | ~(start.error <= bound)
+        paths[rows] = torch.where(found.images.isfinite(), found.images, images[rows, None])
+        steps[rows] = found.steps + iterations
         diverged[rows] = failed[:, None].expand(-1, s)
     batch = finish(
         images, paths, target, classifier=classifier, strengths=strengths, diverged=diverged, steps=steps,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.explain import ActiveSet
 from common.generators.priors import Optimiser, Prior, Weights
-from papers.disc.consistency import Features, Functional, Semantics, semantics
+from papers.disc.consistency import Features, Functional, Semantics, pixel_error, semantics
 
 CHECK_EVERY = 16  # iterations between looks at who has finished
 
@@ -26,19 +26,18 @@ Reached = Callable[[Tensor, Tensor, Tensor], Tensor]  # (images, logits, rows) �
 
 @dataclass(frozen=True)
 class Schedule:
-    """w(k): 0 for the first `fit` iterations, which only reconstruct x, then rising to 1 `ramp` times as fast as the
-    `steer` iterations that follow; without a `ramp` it is 1 at once. `share(k)` is how much of the steering is done."""
+    """`fit` iterations that only reconstruct x, then `steer` iterations in which w rises from 0 to 1 `ramp` times as
+    fast as they pass; without a `ramp` it is 1 at once. Both count k from the first iteration of the steering."""
 
-    fit: int = 160
-    steer: int = 240
+    fit: int = 240
+    steer: int = 160
     ramp: float = 1.2
 
     def share(self, k: int) -> float:
-        return max(0.0, (k - self.fit) / self.steer)
+        """How much of the steering is done."""
+        return k / self.steer
 
     def weight(self, k: int) -> float:
-        if k < self.fit:
-            return 0.0
         return min(1.0, self.ramp * self.share(k)) if self.ramp else 1.0
 
 
@@ -47,23 +46,57 @@ JOINT = Schedule(fit=0, steer=400, ramp=0.0)  # P-0: as many iterations
 
 
 @dataclass(frozen=True)
+class Fit:
+    """Q queries before they are steered: their optimiser, what the prior draws, Q×C×H×W, and its mean squared error per
+    query. `fit[rows]` is a copy that holds some of them, so that several searches may start from one fit."""
+
+    optimiser: Optimiser
+    images: Tensor
+    error: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "Fit":
+        return Fit(self.optimiser[rows], self.images[rows], self.error[rows])
+
+
+@dataclass(frozen=True)
 class Inversion:
     """For Q queries and S levels: images Q×S×C×H×W, the first iterate that reaches level s, else the last; steps Q×S,
-    iterations until then; reached Q×S; fitted Q×C×H×W, the iterate at the end of the fit, and error Q, its mean squared
-    pixel error; diverged Q, whose loss was no number."""
+    iterations until then; reached Q×S; diverged Q, whose loss was no number."""
 
     images: Tensor
     steps: Tensor
     reached: Tensor
-    fitted: Tensor
-    error: Tensor
     diverged: Tensor
+
+
+def fit(
+    x: Tensor,
+    prior: Prior,
+    weights: Weights,
+    model: Model,
+    iterations: int,
+    *,
+    consistency: Semantics = semantics,
+    callback: Callable[[dict], None] | None = None,
+) -> Fit:
+    """Stage 1: let the prior draw Q queries x, each with its own weights θ, by semantics consistency alone."""
+    optimiser, rows = Optimiser(prior, weights), torch.arange(len(x))
+    with torch.no_grad():
+        psi = model(x)[1]
+    for k in range(iterations):
+        images = optimiser.images()
+        loss = consistency(images, x, model(images)[1], psi, 0.0)
+        if callback:
+            callback({"k": k, "rows": rows, "images": images.detach(), "loss": loss.detach()})
+        optimiser.step(loss)
+    with torch.no_grad():
+        images = optimiser.images()
+    return Fit(optimiser, images, pixel_error(images, x))
 
 
 def invert(
     x: Tensor,
-    prior: Prior,
-    weights: Weights,
+    start: Fit,
     model: Model,
     functional: Functional,
     reached: Reached,
@@ -76,7 +109,7 @@ def invert(
     moving: Callable[[float], set[str] | None] = lambda share: None,
     callback: Callable[[dict], None] | None = None,
 ) -> Inversion:
-    """Invert the classifier from Q queries x at once, each with its own weights θ.
+    """Stage 2: steer Q queries x from where their priors `start`, which is left as it is, until F changes its mind.
 
     `reached(images, logits, rows)`, P(ȳ) or another measure of the way, is read from the pass that the losses need; a
     query that reached all `levels`, or whose loss is no number, leaves the batch. Losses and `moving`, the names of the
@@ -87,38 +120,32 @@ def invert(
     with torch.no_grad():
         psi = model(x)[1]
     found = Inversion(
-        images=x[:, None].repeat(1, s, 1, 1, 1), steps=torch.zeros(q, s, dtype=torch.long),
-        reached=torch.zeros(q, s, dtype=torch.bool), fitted=x.clone(), error=torch.zeros(q),
-        diverged=torch.zeros(q, dtype=torch.bool),
+        images=start.images[:, None].repeat(1, s, 1, 1, 1), steps=torch.zeros(q, s, dtype=torch.long),
+        reached=torch.zeros(q, s, dtype=torch.bool), diverged=torch.zeros(q, dtype=torch.bool),
     )  # fmt: skip
-    active, searching, optimiser = ActiveSet(q), torch.ones(q, s, dtype=torch.bool), Optimiser(prior, weights)
-    l1, l2, l3 = lambdas
-    for k in range(schedule.fit + schedule.steer + 1):
+    active, searching = ActiveSet(q), torch.ones(q, s, dtype=torch.bool)
+    optimiser, (l1, l2, l3) = start.optimiser[active.rows], lambdas
+    for k in range(schedule.steer + 1):
         rows, w, share = active.rows, schedule.weight(k), schedule.share(k)
         images = optimiser.images()
         logits, features, read = model(images)
         loss = l1 * consistency(images, x[rows], features, [layer[rows] for layer in psi], share)
-        if k >= schedule.fit:
-            loss = loss + w * l3 * functional(logits, rows, share)
-            if manifold is not None:
-                loss = loss + w * l2 * manifold(read)
+        loss = loss + w * l3 * functional(logits, rows, share)
+        if manifold is not None:
+            loss = loss + w * l2 * manifold(read)
         sound = loss.detach().isfinite()
-        if k == schedule.fit:
-            found.fitted[rows] = torch.where(sound[:, None, None, None], images.detach(), found.fitted[rows])
-            found.error[rows] = (images - x[rows]).detach().square().flatten(1).mean(1)
-        if k >= schedule.fit:
-            mine = searching[rows] & sound[:, None]
-            found.images[rows] = torch.where(mine[..., None, None, None], images.detach()[:, None], found.images[rows])
-            found.steps[rows] += mine
-            there = mine & (reached(images, logits, rows).detach()[:, None] >= thresholds)
-            found.reached[rows] |= there
-            searching[rows] &= ~there
+        mine = searching[rows] & sound[:, None]
+        found.images[rows] = torch.where(mine[..., None, None, None], images.detach()[:, None], found.images[rows])
+        found.steps[rows] += mine
+        there = mine & (reached(images, logits, rows).detach()[:, None] >= thresholds)
+        found.reached[rows] |= there
+        searching[rows] &= ~there
         found.diverged[rows] |= ~sound & searching[rows].any(1)
         searching[rows] &= sound[:, None]
         finished = ~searching[rows].any(1)
         if callback:
             callback({"k": k, "rows": rows, "images": images.detach(), "loss": loss.detach()})
-        if k == schedule.fit + schedule.steer:
+        if k == schedule.steer:
             break
         optimiser.step(torch.where(finished, 0.0, loss), moving(share))
         if k % CHECK_EVERY == 0:
@@ -126,5 +153,5 @@ def invert(
             if keep is not None:
                 if not len(keep):
                     break
-                optimiser.keep(keep)
+                optimiser = optimiser[keep]
     return found

@@ -104,7 +104,8 @@ def test_damaged_files_are_refused(shard, tmp_path, damage):
         path.unlink()
     else:
         path.write_bytes({"truncated": whole[:-8], "html": b"<html>not found</html>", "empty": b""}[damage])
-    with pytest.raises(VceError, match=r"s\.safetensors: not a shard file \(.+\); delete it") as caught:
+    fix = "give the file of a shard" if damage == "foreign" else "delete it"
+    with pytest.raises(VceError, match=rf"s\.safetensors: not a shard file \(.+\); {fix}") as caught:
         read_shard(path)
     assert "\n" not in str(caught.value)
 

@@ -76,8 +76,8 @@ DAMAGE = {
 }
 
 
-def refused(path, kind, reason=".+"):
-    with pytest.raises(VceError, match=rf"not a {kind} file \({reason}\); delete it") as caught:
+def refused(path, kind, reason=".+", fix="delete it"):
+    with pytest.raises(VceError, match=rf"not a {kind} file \({reason}\); {fix}") as caught:
         read_tensors(path, kind)
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
@@ -105,12 +105,13 @@ def test_absent_files_and_folders_are_one_line(tmp_path):
 
 
 def test_a_file_of_another_kind_says_what_it_is(tmp_path):
+    fix = "give the file of a VAE"
     write_tensors(tmp_path / "t", "shard", tensors(), HEADER)
-    refused(tmp_path / "t", "VAE", "it holds shard")
+    refused(tmp_path / "t", "VAE", "it holds shard", fix)
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
-    refused(tmp_path / "foreign", "VAE", "it holds no header")
+    refused(tmp_path / "foreign", "VAE", "it holds no header of ours", fix)
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign", metadata={"format": "pt"})
-    refused(tmp_path / "foreign", "VAE", "it holds format")
+    refused(tmp_path / "foreign", "VAE", "it holds format", fix)
 
 
 @pytest.mark.parametrize("header", ["", "not json", '{"a": 1', "null", "[1, 2]", '"text"'])

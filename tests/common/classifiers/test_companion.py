@@ -15,11 +15,14 @@ from common.classifiers.companion import (
     _update_centroids,
     gradient_penalty,
     kernel_cross_entropy,
+    load_companion,
     ranking_loss,
+    save_companion,
     train_companion,
 )
 from common.data import faces
 from common.errors import VceError
+from common.tensors import read_tensors, write_tensors
 
 SHAPE = (3, 16, 16)
 
@@ -127,6 +130,63 @@ def test_centroids_are_running_means_of_embeddings(companion, images):
         assert companion.N[c] == pytest.approx(0.9 * n[c].item() + 0.1 * mine.sum().item())
         expected = 0.9 * m[c] + 0.1 * (z[mine] @ companion.W[c].T).sum(0)
         assert torch.allclose(companion.m[c], expected, atol=1e-5)
+
+
+def test_temperature_is_confidence_and_nothing_else(companion, images):
+    before, read = companion(images), companion.read(images)
+    for temperature in (0.25, 1.0, 8.0):
+        companion.temperature.fill_(temperature)
+        logits = companion(images)
+        assert torch.equal(logits, before / temperature) and torch.equal(logits.argmax(1), before.argmax(1))
+        sharper = logits.softmax(1).max(1).values - before.softmax(1).max(1).values
+        assert (sharper.sign() == (temperature < 1) - (temperature > 1)).all()
+        assert all(torch.equal(now, then) for now, then in zip(companion.read(images), read, strict=True))
+        assert torch.equal(NearAnyCentroid(companion)([read[1]]), companion.distances(read[1]).min(1).values)
+
+
+def test_a_companion_on_disk_is_the_same_bit_by_bit(companion, images, tmp_path):
+    companion.temperature.fill_(0.37)
+    path, facts = tmp_path / "deep/c-0.safetensors", {"recipe": {"epochs": 3}, "accuracy": 0.5}
+    save_companion(companion, path, facts)
+    loaded = load_companion(path)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), companion(images)) and loaded.temperature.item() == pytest.approx(0.37)
+        logits, z, means = companion.read(images)
+        assert torch.equal(loaded.distances(z), companion.distances(z))
+        assert torch.equal(loaded.predicted_error(means), companion.predicted_error(means))
+        assert torch.equal(loaded.read(images)[0], logits) and not torch.equal(loaded(images), logits)
+    assert loaded.image_shape == SHAPE and loaded.class_names == ("a", "b", "c") and loaded.sigma == 0.4
+    assert not loaded.training and not any(value.requires_grad for value in loaded.parameters())
+    assert read_tensors(path, "companion")[0]["facts"] == facts
+    save_companion(loaded, tmp_path / "again.safetensors", facts)
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_damaged_companions_and_files_of_another_kind_are_one_line(companion, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_companion(companion, path, {})
+    whole, (header, state) = path.read_bytes(), read_tensors(path, "companion")
+    for content in (whole[: len(whole) // 2], whole[:-4], b"", b"<html>", None):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(VceError, match="not a companion file") as caught:
+            load_companion(path)
+        assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    lacking = {name: value for name, value in state.items() if name not in ("temperature", "W")}
+    wrong = [
+        ("VAE", state, header),
+        ("companion", lacking, header),
+        ("companion", lacking | {"W": state["W"]}, header),
+        ("companion", state, {**header, "class_names": "ab"}),
+        ("companion", state, {**header, "image_shape": [1, 8, 8]}),
+        ("companion", state, {name: value for name, value in header.items() if name != "sigma"}),
+    ]
+    for kind, tensors, facts in wrong:
+        write_tensors(path, kind, tensors, facts)
+        with pytest.raises(VceError, match="not a companion file") as caught:
+            load_companion(path)
+        assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")

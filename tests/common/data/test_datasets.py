@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data import datasets, scenes
+from common.data import datasets, faces, scenes
 from common.data.fetch import ROOT, fetch
 from common.errors import VceError
 
@@ -92,12 +92,16 @@ RENDERED = [world.name for world in datasets.WORLDS.values() if world.rendered]
 
 @pytest.mark.parametrize("name", RENDERED)
 def test_twins_of_the_own_class_are_the_originals(name):
-    ids = tuple(f"scene-{k:05d}" for k in range(20))
+    """Outside the mask all twins agree; that of a face leaves out what differs by half a grey level or less."""
+    faced = datasets.world(name).attribute is not None
+    ids = tuple(f"{'face' if faced else 'scene'}-{k:05d}" for k in range(20))
     originals, twins = datasets.load_ids(name, ids, DATA), datasets.twins(name, ids)
-    assert twins.shape == (20, 5, 3, 32, 32)
+    assert twins.shape == (20, len(datasets.world(name).class_names), 3, 32, 32)
     assert torch.equal(twins[torch.arange(20), originals.labels], originals.images)
-    outside = (originals.masks == 0)[:, None, None].expand_as(twins)
-    assert torch.equal(twins[outside], originals.images[:, None].expand_as(twins)[outside])
+    change = (twins - originals.images[:, None]).abs().amax((1, 2))  # of the class that changes most
+    outside, inside = originals.masks == 0, originals.masks == 1
+    assert outside.any() and inside.any() and (change[outside] <= faced * 0.5 / 255).all()
+    assert not faced or (change[inside] > 0.5 / 255).all()
 
 
 def test_interventions_change_one_factor():
@@ -109,6 +113,54 @@ def test_interventions_change_one_factor():
     inside = (originals.masks == 1)[:, None].expand_as(originals.images)
     assert torch.equal(changed["palette"][inside], originals.images[inside])
     assert ((changed["palette"] - originals.images).abs().flatten(1).amax(1) > 0.01).all()
+
+
+FACES = {name: datasets.world(name).attribute for name in RENDERED if name.startswith("faces-")}
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_splits_of_faces_are_balanced_and_disjoint_however_rare_the_attribute(name):
+    faced = datasets.draw_splits(name, SIZES, 0, DATA)
+    assert faced["id"].is_unique and faced["id"].str.fullmatch(r"face-\d{5}").all()
+    assert faced.groupby(["split", "label"]).size().to_dict() == {
+        (split, label): size // 2 for split, size in SIZES.items() for label in (0, 1)
+    }
+    assert (faced["target"] == 1 - faced["label"]).all()
+    labels = datasets.face_factors(tuple(faced["id"])).attribute(FACES[name])
+    assert labels.tolist() == faced["label"].tolist()
+    loaded = datasets.load(name, faced, "tuning", DATA)
+    assert loaded.labels.tolist() == faced[faced["split"] == "tuning"].sort_values("rank")["label"].tolist()
+
+
+def test_three_faces_in_ten_are_bald_and_half_are_old_or_smile():
+    factors = datasets.face_factors(tuple(f"face-{k:05d}" for k in range(2000)))
+    assert FACES == {"faces-smile": "smile", "faces-bald": "bald", "faces-old": "old"}
+    for name, share in (("bald", 0.3), ("smile", 0.5), ("old", 0.5)):
+        assert factors.attribute(name).double().mean().item() == pytest.approx(share, abs=0.035)
+
+
+def test_faces_are_the_same_in_every_world_of_faces():
+    ids = tuple(f"face-{k:05d}" for k in (7, 3, 1234))
+    one, two, three = (datasets.load_ids(name, ids, DATA) for name in FACES)
+    assert one.ids == ids and torch.equal(one.images, faces.render(faces.sample(ids, datasets.WORLD_SEED)))
+    for other in (two, three):
+        assert torch.equal(one.images, other.images) and not torch.equal(one.masks, other.masks)
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_interventions_flip_one_attribute_of_a_face_and_set_the_class_to_its_target(name):
+    ids = tuple(f"face-{k:05d}" for k in range(12))
+    factors, originals = datasets.face_factors(ids), datasets.load_ids(name, ids, DATA)
+    target = torch.where(torch.arange(12) < 8, 1 - originals.labels, originals.labels)  # the last four stay as they are
+    changed = datasets.interventions(name, ids, target)
+    assert list(changed) == ["label", *(other for other in faces.ATTRIBUTES if other != FACES[name])]
+    assert torch.equal(changed["label"], datasets.twins(name, ids)[torch.arange(12), target])
+    assert torch.equal(changed["label"][8:], originals.images[8:])
+    moved = (changed["label"] - originals.images).abs().flatten(1).amax(1)
+    assert (moved[:8] > 0.01).all()
+    for other, images in changed.items():
+        if other != "label":
+            assert torch.equal(images, faces.render(faces.twin(factors, other)))
 
 
 def test_starts_without_an_object_have_no_twins():

@@ -41,7 +41,8 @@ def test_targets_by_hand():
     assert torch.allclose(class_target(target)(logits, rows), -torch.stack([p[0, 1], p[1, 1], p[2, 0]]).log())
     assert torch.allclose(class_confidence(target)(None, logits, rows), torch.stack([p[0, 1], p[1, 1], p[2, 0]]))
     level = torch.tensor([0.7, 0.2, 0.5])
-    expected = torch.stack([p[0, 1] - 0.5, p[1, 1] - 0.7, p[2, 0] - 0.2]).square()
+    mine, asked = torch.stack([p[0, 1], p[1, 1], p[2, 0]]), torch.tensor([0.5, 0.7, 0.2])
+    expected = -(asked * mine.log() + (1 - asked) * (1 - mine).log())
     assert torch.allclose(graded_target(target, level)(logits, rows), expected)
     assert torch.allclose(regression_target(level)(logits[:, :1], rows), torch.tensor([1.5, 0.7, 0.8]))
 

@@ -28,7 +28,7 @@ def test_faces_are_drawn_and_then_turned(problem, auxiliary, weight):
     rng = Streams(0, tuple(f"face-{1000 + k}" for k in range(N)), tuple((1 - y).tolist()))
     batch = explain(
         x, y, 1 - y, classifier=companion, rng=rng, strengths=(0.5, 0.75), schedule=BRIEF,
-        auxiliary=auxiliary and auxiliary(companion), lambdas=(1.0, weight, 2.0), fit=5e-3,
+        auxiliary=auxiliary and auxiliary(companion), lambdas=(1.0, weight, 2.0), bound=5e-3,
     )  # fmt: skip
     error = (batch.reference - x).square().flatten(1).mean(1)
     assert (error < 5e-3).all() and (batch.status != "diverged").all()
@@ -40,7 +40,7 @@ def test_a_companion_pulls_towards_what_it_knows(problem):
     """At equal confidence, the counterfactuals are nearer to a centroid with the manifold term than without."""
     companion, x, y, _ = problem
     rng = Streams(0, tuple(f"face-{1000 + k}" for k in range(N)), tuple((1 - y).tolist()))
-    settings = {"strengths": (0.75,), "schedule": BRIEF, "fit": 5e-3, "lambdas": (1.0, 0.5, 2.0)}
+    settings = {"strengths": (0.75,), "schedule": BRIEF, "bound": 5e-3, "lambdas": (1.0, 0.5, 2.0)}
     plain = explain(x, y, 1 - y, classifier=companion, rng=rng, **settings)
     pulled = explain(x, y, 1 - y, classifier=companion, rng=rng, auxiliary=NearAnyCentroid(companion), **settings)
     near, far = (

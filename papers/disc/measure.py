@@ -1,0 +1,243 @@
+"""Job: measure the shards of one training seed: long-table rows with every judge's vote and what DISC's claims need,
+KID of every set of counterfactuals, corrupted queries, hypotheses, and the judges beside the classifier.
+
+python -m papers.disc.measure --shards F... --hypotheses F --systems DIR --splits DIR --oracles DIR --out DIR
+"""
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from common.batches import Shard, read_shards
+from common.classifiers.checkpoints import load_checkpoint
+from common.classifiers.companion import Companion, load_companion
+from common.classifiers.oracles import Panel
+from common.classifiers.training import accuracy
+from common.data import datasets
+from common.errors import one_line_errors
+from common.explain import CounterfactualBatch
+from common.files import atomic_path
+from common.measure import by_strength, judge_accuracy, measure_shard, oracle_gate, reliance
+from common.metrics import ground_truth, perturbation
+from common.metrics.realism import Features, Halves, Reference
+from common.progress import Progress
+from common.results import PANEL
+from papers.disc.hypotheses import Hypotheses, read_hypotheses
+from papers.disc.train import load_regressor
+
+NEIGHBOURS = 5
+MIN_RECONSTRUCTED = 0.9  # accuracy that a judge must keep on what a prior drew
+MOST_LOST = 0.1  # accuracy that the drawings may cost the classifier
+HALF_NYQUIST = 0.25  # cycles per pixel
+CONFIDENCES = ("iso", "lso", "statistics", "inr", "siren", "dip")  # methods whose strengths are thresholds τ
+
+
+@dataclass(frozen=True)
+class World:
+    """What measuring needs to know of one world: its panel, the features of a net that judges nothing, real images."""
+
+    name: str
+    panel: Panel
+    features: Features
+    pairs: datasets.Images
+    systems: datasets.Images
+    data: Path
+
+    @classmethod
+    def load(cls, name: str, table: pd.DataFrame, oracles: Path, data: Path) -> "World":
+        panel = Panel.load({judge: oracles / f"{name}-{judge}.safetensors" for judge in PANEL})
+        pairs, systems, held = (datasets.load(name, table, split, data) for split in ("pairs", "systems", "oracles"))
+        features = Features(load_checkpoint(oracles / f"{name}-features.safetensors"), held.images)
+        return cls(name, panel, features, pairs, systems, data)
+
+    def neighbour_distance(self, features: Tensor, target: Tensor, train: Tensor) -> Tensor:
+        """Mean distance of N×D features to the 5 nearest training images, M×D, of their target classes: proximity to
+        real images (spec §5)."""
+        distance = torch.cdist(features, train).masked_fill(self.systems.labels[None] != target[:, None], torch.inf)
+        return distance.topk(NEIGHBOURS, dim=1, largest=False).values.mean(1)
+
+
+def high_frequency(delta: Tensor) -> Tensor:
+    """Share of the energy of a change N×C×H×W above half the Nyquist frequency, its mean left out; NaN for none."""
+    energy = torch.fft.fft2(delta).abs().square().sum(1)
+    energy[:, 0, 0] = 0
+    vertical, horizontal = (torch.fft.fftfreq(size) for size in delta.shape[2:])
+    high = (vertical[:, None].square() + horizontal.square()).sqrt() > HALF_NYQUIST
+    return (energy * high).flatten(1).sum(1) / energy.flatten(1).sum(1)
+
+
+def drift(images: Tensor, originals: Tensor, changed: dict[str, Tensor]) -> Tensor:
+    """Mean |π_j| over the factors j that nobody asked for: how far N images went along each exact intervention; a
+    factor that does not show in an image (hair colour of the bald) is left out of its mean. `changed` holds N×C×H×W
+    images by factor."""
+    progress = [ground_truth.factor_progress(images, originals, other) for other in changed.values()]
+    return torch.stack(progress).abs().nan_to_num(torch.nan, posinf=torch.nan).nanmean(0)
+
+
+def more_metrics(shard: Shard, method: str, batch: CounterfactualBatch, world: World) -> dict[str, Tensor]:
+    """What DISC's claims add to the long table for a path, strength by strength.
+
+    `valid`: the own confidence reached τ. `localisation`: share of the change inside the mask ÷ the mask's share of the
+    image (1 is chance); `localisation_own` of the change of the method's own reconstruction. `drift`: see `drift`.
+    """
+    s = len(batch.strengths)
+    x, originals = by_strength(batch.images), datasets.load_ids(shard.world, shard.ids, world.data)
+    start = originals.images.repeat(s, 1, 1, 1)
+    delta = x - start
+    reference = originals.images if batch.reference is None else batch.reference
+    own = x - reference.repeat(s, 1, 1, 1)
+    missing = torch.full((len(x),), torch.nan)
+    found = {
+        "valid": missing,
+        "diverged": torch.from_numpy((batch.status.T.ravel() == "diverged").astype(np.float32)),
+        "own_distance": own.abs().flatten(1).mean(1),
+        "high_frequency": high_frequency(delta),
+        "localisation": missing,
+        "localisation_own": missing,
+        "drift": missing,
+    }
+    if method.startswith(CONFIDENCES) and "@" not in method:
+        tau = torch.tensor(batch.strengths).repeat_interleave(len(shard.ids))
+        # a threshold is met up to the rounding of its logarithm; τ = 1 asks for the last iterate
+        found["valid"] = torch.where(tau < 1, (by_strength(batch.confidence) >= tau - 1e-6).float(), torch.nan)
+    if originals.masks is not None:
+        masks = originals.masks.repeat(s, 1, 1)
+        area = masks.flatten(1).mean(1)
+        found["localisation"] = perturbation.on_mask(delta, masks) / area
+        found["localisation_own"] = perturbation.on_mask(own, masks) / area
+        changed = datasets.interventions(shard.world, shard.ids, shard.target)
+        others = {name: images.repeat(s, 1, 1, 1) for name, images in changed.items() if name != "label"}
+        found["drift"] = drift(x, start, others)
+    return found
+
+
+def measured_shard(shard: Shard, world: World) -> tuple[pd.DataFrame, dict[tuple[str, float], Tensor]]:
+    """Long-table rows of a shard with what the claims and the features add, and the features of every image set."""
+    rows, n, more, features = measure_shard(shard, world.panel, world.data), len(shard.ids), [], {}
+    train = world.features(world.systems.images)
+    for method, batch in shard.batches.items():
+        s = len(batch.strengths)
+        seen = world.features(by_strength(batch.images))
+        features |= {(method, float(strength)): seen[n * j : n * (j + 1)] for j, strength in enumerate(batch.strengths)}
+        values = more_metrics(shard, method, batch, world)
+        values["knn"] = world.neighbour_distance(seen, shard.target.repeat(s), train).float()
+        more.append(pd.DataFrame({name: value.numpy() for name, value in values.items()}))
+    rows = pd.concat([rows, pd.concat(more, ignore_index=True)], axis=1)
+    facts = {"starts": shard.starts, "reliance": reliance(shard).get("label", np.nan)}
+    return rows.assign(**facts), features
+
+
+def judge_gate(shard: Shard, world: World, companion: Companion) -> pd.DataFrame:
+    """Each judge beside the classifier: its accuracy on real images, and on what the coordinate network drew of the
+    explained ones before it was steered (`reconstructed`). A judge passes with no more than 3 points below the
+    classifier on the first, and at least .9 on the second; `adequate` says that the drawings cost the classifier itself
+    no more than 10 points."""
+    originals, drawn = datasets.load_ids(shard.world, shard.ids, world.data), shard.batches["inr+duq"].reference
+    reconstructed = judge_accuracy(world.panel, replace(originals, images=drawn))
+    gate = oracle_gate(shard, judge_accuracy(world.panel, world.pairs), len(world.pairs.ids))
+    cost = accuracy(companion, originals.images, originals.labels) - accuracy(companion, drawn, originals.labels)
+    gate = gate.assign(reconstructed=gate["judge"].map(reconstructed), adequate=float(cost <= MOST_LOST + 1e-6))
+    return gate.assign(passes=gate["passes"] & (gate["reconstructed"] >= MIN_RECONSTRUCTED - 1e-6))  # exactly .9 passes
+
+
+def kid_table(shard: Shard, sets: dict[tuple[str, float], Tensor], world: World) -> pd.DataFrame:
+    """KID of every set of counterfactuals in a shard, given their features, against real images of the pairs split that
+    are not explained: `half` 0 is that of everything, the rest are half-samples."""
+    n, explained = len(shard.ids), set(shard.ids)
+    real = world.features(world.pairs.images[[image not in explained for image in world.pairs.ids]])
+    reference = Reference(real, Halves.draw(n, len(real)))
+    facts, lines = {"world": shard.world, "starts": shard.starts, "seed": shard.seed, "n": n}, []
+    for (method, strength), features in sets.items():
+        kid = reference.kid(features).numpy()
+        lines.append({**facts, "method": method, "strength": strength, "half": np.arange(len(kid)), "kid": kid})
+    return pd.concat([pd.DataFrame(line) for line in lines], ignore_index=True)
+
+
+def hypothesis_rows(found: Hypotheses, folder: Path, data: Path) -> pd.DataFrame:
+    """One row per image and hypothesis: what was `requested` of the output and how much it changed (`reached`); of an
+    age, in units of the wrinkles' depth, what the exact reader (`exact`: progress towards the twin × its depth) and an
+    independent regressor (`reader`) see, and the regressor's own `reliance` on the depth.
+
+    `rank` is Spearman's ρ of an image between requested and exact change, or of a graded hypothesis the output's; `met`
+    says that the output is within .05 of it, `half_…` by how much a reader sees more than half of it.
+    """
+    n, size = found.requested.shape
+    originals = datasets.load_ids(found.world, found.ids, data).images
+    flat, start = found.images.flatten(0, 1), originals.repeat_interleave(size, 0)
+    names = ("exact", "reader", "reliance")
+    values = {name: torch.full((n, size), torch.nan) for name in names}
+    if found.kind == "regression":
+        factors = datasets.face_factors(found.ids)
+        twins = datasets.twins(found.world, found.ids)
+        old, young = twins[:, 1], twins[:, 0]
+        depth = 0.55 + 0.45 * factors.lines - 0.25 * factors.lines  # of the twin beyond the face itself
+        progress = ground_truth.factor_progress(flat, start, old.repeat_interleave(size, 0)).view(n, size)
+        own, reader = (load_regressor(folder / f"{name}-{found.seed}.safetensors") for name in ("age", "age-reader"))
+        with torch.no_grad():
+            seen = reader(flat)[:, 0].view(n, size) - reader(originals)
+            slope = (own(old) - own(young))[:, 0] / depth
+        values = {"exact": progress * depth[:, None], "reader": seen, "reliance": slope[:, None].expand(n, size)}
+    requested = found.requested if found.kind == "graded" else found.requested - found.before
+    reached = found.after if found.kind == "graded" else found.after - found.before
+    rank = spearman(requested, reached if found.kind == "graded" else values["exact"])
+    numbers = {"requested": requested, "reached": reached, "rank": rank[:, None].expand(n, size), **values}
+    numbers["met"] = ((reached - requested).abs() <= 0.05).float()
+    numbers |= {f"half_{name}": values[name] - requested / 2 for name in ("exact", "reader")}
+    rows = pd.DataFrame({name: value.flatten().numpy() for name, value in numbers.items()})
+    strength = np.tile(np.arange(size, dtype=float), n)  # the place of the hypothesis, whatever its float
+    image = np.repeat(np.array(found.ids, dtype=object), size)
+    facts = {"world": found.world, "kind": found.kind, "seed": found.seed, "classifier": found.kind}
+    return rows.assign(**facts, method=found.kind, strength=strength, image=image)
+
+
+def spearman(a: Tensor, b: Tensor) -> Tensor:
+    """Rank correlation along the rows of two N×L tables without ties: N values in [−1, 1]."""
+    size = a.shape[1]
+    ranks = [values.argsort(1).argsort(1).double() for values in (a, b)]
+    return (1 - 6 * (ranks[0] - ranks[1]).square().sum(1) / (size * (size**2 - 1))).float()
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, nargs="+", required=True, help="those of one training seed")
+    parser.add_argument("--hypotheses", type=Path, nargs="*", default=[], help="those of the same seed, if any")
+    parser.add_argument("--systems", type=Path, required=True, help="folder of companions and regressors")
+    parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
+    parser.add_argument("--oracles", type=Path, required=True, help="folder of the judges")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
+    parser.add_argument("--out", type=Path, required=True, help="folder of rows, corrupted, kid, gate, hypotheses")
+    args = parser.parse_args()
+    shards = [shard for path in args.shards for shard in read_shards(path)]
+    tables = {name: pd.read_parquet(args.splits / f"{name}.parquet") for name in {shard.world for shard in shards}}
+    worlds = {name: World.load(name, table, args.oracles, args.data) for name, table in tables.items()}
+    rows, corrupted, kid, gate = [], [], [], []
+    with Progress("measure", total=len(shards), unit="shards") as progress:
+        for shard in shards:
+            world = worlds[shard.world]
+            if shard.starts.startswith("corrupted"):
+                corrupted.append(measure_shard(shard, world.panel, args.data).assign(starts=shard.starts))
+            else:
+                table, features = measured_shard(shard, world)
+                rows.append(table)
+                kid.append(kid_table(shard, features, world))
+                if shard.starts == "pairs":
+                    companion = load_companion(args.systems / f"{shard.world}-{shard.seed}.safetensors")
+                    gate.append(judge_gate(shard, world, companion))
+            progress.advance()
+    asked = [found for path in args.hypotheses for found in read_hypotheses(path)]
+    hypotheses = [hypothesis_rows(found, args.systems, args.data) for found in asked]
+    outputs = {"rows": rows, "corrupted": corrupted, "kid": kid, "gate": gate, "hypotheses": hypotheses}
+    for name, parts in outputs.items():
+        with atomic_path(args.out / f"{name}.parquet") as temporary:
+            table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+            table.to_parquet(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Job: explain groups of start images with every method, for one training seed.
+
+python -m papers.disc.shards --entries '[{...}]' --recipes '{...}' --systems DIR --splits DIR --seed 0 --out F
+
+The file holds one shard per entry; what it cost stands beside it in F.cost.json.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from common import anchors
+from common.batches import Shard, write_shards
+from common.classifiers.companion import Companion, NearAnyCentroid, PredictedError, load_companion
+from common.data import datasets
+from common.errors import VceError, one_line_errors
+from common.explain import CounterfactualBatch, Streams, log_confidence
+from common.files import commit, write_atomic
+from common.generators.priors import CoordinateNetwork, DeepImagePrior, Optimiser, Prior
+from common.progress import Progress
+from common.scales import parse_recipe
+from common.shards import pass_seconds, shard_of
+from papers.disc import baselines
+from papers.disc.corruptions import corrupted
+from papers.disc.explain import explain, fit_prior
+from papers.disc.method import Fit, Schedule
+from papers.disc.names import cell_name
+
+BASELINES = {"iso": baselines.iso, "lso": baselines.lso, "statistics": baselines.statistics}
+PRIORS = {"inr": CoordinateNetwork, "siren": partial(CoordinateNetwork, kind="siren"), "dip": DeepImagePrior}
+COMPANIONS = {"duq": NearAnyCentroid, "dep": PredictedError}
+SHARE_FIT = ("P-A", "P-B", "P-D")  # P-C fits other layers, P-0 nothing
+METHODS = (*BASELINES, *PRIORS, "pixel-ascent")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method along a path of `strengths`: confidences τ, of `pixel-ascent` l2 radii. `manifold` is duq, dep or
+    nothing, `reading` what is made progressive. With `change_of` it is pushed to the change of that cell at its first
+    success instead, of the original or, with `own`, of that cell's reconstruction."""
+
+    method: str
+    strengths: list[float] = field(default_factory=lambda: [1.0])
+    manifold: str = ""
+    reading: str = "P-A"
+    change_of: str = ""
+    own: bool = False
+
+    @property
+    def name(self) -> str:
+        return cell_name(self.method, self.manifold, self.reading, self.change_of, self.own)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings that all cells share: λ₁, another λ₁ of the feature statistics, λ₃, and λ₂ by companion; iterations;
+    the rate of free pixels; the priors' own settings; the confidence of a first success."""
+
+    semantics: float
+    statistics: float
+    functional: float
+    manifold: dict[str, float]
+    fit: int
+    steer: int
+    ramp: float
+    level: float
+    pixel_rate: float
+    priors: dict[str, dict] = field(default_factory=dict)
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.fit, self.steer, self.ramp)
+
+    @property
+    def joint(self) -> Schedule:
+        """All iterations at once: what baselines get."""
+        return Schedule(0, self.fit + self.steer, 0.0)
+
+    def lambdas(self, companion: str) -> tuple[float, float, float]:
+        return self.semantics, self.manifold[companion] if companion else 0.0, self.functional
+
+    def prior(self, name: str, shape: tuple[int, int, int]) -> Prior:
+        return PRIORS[name](shape, **self.priors.get(name, {}))
+
+
+def parse_cells(cells: list[dict]) -> list[Cell]:
+    """The cells of a config file. Raises VceError for a wrong field or an unknown method."""
+    try:
+        parsed = [Cell(**fields) for fields in cells]
+    except TypeError as error:
+        raise VceError(f"cells: {error}; fix it in config/") from error
+    for cell in parsed:
+        if cell.method not in METHODS:
+            raise VceError(f"cells: method {cell.method!r} is unknown; choose one of {', '.join(METHODS)}")
+        if cell.manifold not in ("", *COMPANIONS):
+            raise VceError(f"cells: companion {cell.manifold!r} is unknown; choose one of {', '.join(COMPANIONS)}")
+    return parsed
+
+
+@dataclass(frozen=True)
+class Job:
+    """N images on their way to their targets: all that the cells of an entry share."""
+
+    images: Tensor
+    source: Tensor
+    target: Tensor
+    companion: Companion
+    rng: Streams
+    recipe: Recipe
+    callback: Callable[[dict], None] | None = None
+
+    @cached_property
+    def fits(self) -> dict[str, Fit]:
+        """Every prior that was asked for, fitted once."""
+        return {}
+
+    def fitted(self, name: str) -> Fit:
+        if name not in self.fits:
+            prior = self.recipe.prior(name, tuple(self.images.shape[1:]))
+            self.fits[name] = fit_prior(
+                self.images, self.companion, self.rng, prior, None, self.recipe.fit, callback=self.callback
+            )
+        return self.fits[name]
+
+    def run(self, cell: Cell, done: dict[str, CounterfactualBatch]) -> CounterfactualBatch:
+        """Explain with one cell; `done` are the batches so far, which a cell at equal change looks at."""
+        here = {"classifier": self.companion, "callback": self.callback}
+        three = (self.images, self.source, self.target)
+        if cell.change_of:
+            return self._pushed(cell, done, three, here)
+        if cell.method == "pixel-ascent":
+            return anchors.pixel_ascent(*three, rng=self.rng, strengths=cell.strengths, **here)
+        lambdas = self.recipe.lambdas(cell.manifold)
+        auxiliary = COMPANIONS[cell.manifold](self.companion) if cell.manifold else None
+        here |= {"strengths": cell.strengths, "lambdas": lambdas, "auxiliary": auxiliary}
+        if cell.method == "statistics":
+            here["lambdas"] = (self.recipe.statistics, *lambdas[1:])
+        if cell.method in BASELINES:
+            here |= {"schedule": self.recipe.joint, "learning_rate": self.recipe.pixel_rate}
+            return BASELINES[cell.method](*three, **here)
+        prior = self.recipe.prior(cell.method, tuple(self.images.shape[1:]))
+        fitted = self.fitted(cell.method) if cell.reading in SHARE_FIT else None
+        return explain(
+            *three,
+            rng=self.rng,
+            prior=prior,
+            reading=cell.reading,
+            schedule=self.recipe.schedule,
+            fitted=fitted,
+            **here,
+        )
+
+    def _pushed(
+        self, cell: Cell, done: dict[str, CounterfactualBatch], three: tuple, here: dict
+    ) -> CounterfactualBatch:
+        if cell.change_of not in done:
+            raise VceError(f"cells: {cell.name} needs the cell {cell.change_of} before it in the same entry")
+        other = done[cell.change_of]
+        found = other.at(other.first_success(self.recipe.level))
+        start = other.reference if cell.own and other.reference is not None else self.images
+        distance = (found - start).abs().flatten(1).mean(1)
+        if cell.method == "iso":
+            here |= {"schedule": self.recipe.joint, "learning_rate": self.recipe.pixel_rate}
+            return baselines.iso_at(*three, distance, **here)
+        return baselines.pushed(
+            *three, distance, start=self.fitted(cell.method), schedule=self.recipe.schedule,
+            lambdas=self.recipe.lambdas(""), **here,
+        )  # fmt: skip
+
+
+def start_images(entry: dict, table: pd.DataFrame, data: Path, rng_seed: int) -> tuple[datasets.Images, Tensor]:
+    """The first `n` images of the pairs split, those of the class `source` alone where it is named, and their targets;
+    with a `corruption`, name and severity, corrupted."""
+    chosen = table if "source" not in entry else table[table["label"] == entry["source"]]
+    pairs = datasets.load(entry["world"], chosen, "pairs", data, entry["n"])
+    target = datasets.targets(table, pairs.ids)
+    if "corruption" in entry:
+        rng = Streams(rng_seed, pairs.ids, tuple(target.tolist()))
+        pairs = replace(pairs, images=corrupted(pairs.images, *entry["corruption"], rng))
+    return pairs, target
+
+
+def explain_entry(
+    entry: dict, recipe: Recipe, companion: Companion, table: pd.DataFrame, data: Path, seed: int, progress: Progress
+) -> tuple[Shard, list[dict]]:
+    """All cells of an entry, and what each cost: seconds, gradient evaluations of the classifier."""
+    world = entry["world"]
+    pairs, target = start_images(entry, table, data, seed)
+    rng = Streams(seed, pairs.ids, tuple(target.tolist()))
+    job = Job(pairs.images, pairs.labels, target, companion, rng, recipe, progress)
+    batches, cost = {}, []
+    for cell in parse_cells(entry["cells"]):
+        start, known = time.perf_counter(), set(job.fits)
+        batches[cell.name] = job.run(cell, batches)
+        steps = batches[cell.name].forward
+        # one path serves all thresholds, and one fit several cells; every radius of pixel ascent is a run of its own
+        evaluations = steps.sum() if cell.method == "pixel-ascent" else steps.max(1).values.sum()
+        if cell.method in known and cell.reading in SHARE_FIT:
+            evaluations -= recipe.fit * (target != pairs.labels).sum()
+        seconds = time.perf_counter() - start
+        cost.append({"method": cell.name, "prior": cell.method, "seconds": seconds, "evaluations": int(evaluations)})
+        progress.advance()
+    if "random_radii" in entry:
+        reference = datasets.load(world, table, "systems", data)
+        batches |= anchors.explain_anchors(pairs, target, reference, world, companion, rng, entry["random_radii"])
+    shard = shard_of(
+        world, companion, pairs, target, datasets.load(world, table, "pairs", data), batches=batches,
+        starts=entry["starts"], classifier="companion", seed=seed, traces={},
+    )  # fmt: skip
+    yardstick = {
+        "pass_seconds": pass_seconds(log_confidence(companion, target), pairs.images),
+        "prior_seconds": {
+            name: prior_seconds(recipe.prior(name, tuple(pairs.images.shape[1:])), rng) for name in job.fits
+        },
+    }
+    for line in cost:
+        prior = yardstick["prior_seconds"].get(line.pop("prior"), 0.0)
+        line |= {"pass_seconds": yardstick["pass_seconds"], "prior_seconds": prior}
+    return shard, cost
+
+
+def prior_seconds(prior: Prior, rng: Streams) -> float:
+    """Seconds per query of one forward and backward pass of a prior, at the batch of these streams."""
+    optimiser = Optimiser(prior, prior.initial(rng))
+
+    def value_and_grad(x: Tensor, rows: Tensor) -> None:
+        optimiser.images().sum().backward()
+
+    return pass_seconds(value_and_grad, torch.empty(len(rng)))
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entries", type=json.loads, required=True, help="JSON list: world, starts, n, cells")
+    parser.add_argument("--recipes", type=json.loads, required=True, help="JSON: settings by world")
+    parser.add_argument("--systems", type=Path, required=True, help="folder of WORLD-SEED.safetensors")
+    parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
+    parser.add_argument("--seed", type=int, required=True, help="the training seed, also the seed of the methods")
+    parser.add_argument("--out", type=Path, required=True, help="the file of shards")
+    args = parser.parse_args()
+    shards, cost = [], []
+    total = sum(len(entry["cells"]) for entry in args.entries)
+    with Progress("explain", total=total, unit="methods") as progress:
+        for entry in args.entries:
+            world = entry["world"]
+            table = pd.read_parquet(args.splits / f"{world}.parquet")
+            companion = load_companion(args.systems / f"{world}-{args.seed}.safetensors")
+            recipe = parse_recipe(Recipe, args.recipes[world])
+            shard, spent = explain_entry(entry, recipe, companion, table, args.data, args.seed, progress)
+            cost += [{"world": world, "starts": shard.starts, **line} for line in spent]
+            shards.append(shard)
+    facts = {"commit": commit(), "seed": args.seed, "cells": cost}
+    write_atomic(args.out.with_suffix(".cost.json"), json.dumps(facts, indent=1, sort_keys=True))
+    write_shards(shards, args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Job: the tables of DISC: the ladder with both of its controls, what is made progressive, students, robustness,
+hypotheses.
+
+python -m papers.disc.tables --results DIR --out DIR
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from common.errors import one_line_errors
+from common.files import write_atomic
+from common.results import JUDGES
+from common.statistics import paired_bootstrap
+
+JUDGED = ("oracle_valid", "oracle_share", *(f"oracle_{judge}" for judge in JUDGES))
+LADDER = [
+    "confidence", "valid", "diverged", *JUDGED, "distance", "own_distance", "localisation", "localisation_own",
+    "high_frequency", "factor_progress", "twin_error", "drift", "knn", "steps",
+]  # fmt: skip
+CELL = ["world", "starts", "method", "strength"]
+
+
+def summary(rows: pd.DataFrame, keys: list[str], metrics: list[str]) -> pd.DataFrame:
+    """One line per cell: n images, training seeds, and the mean of each metric with its 95 % interval over images."""
+    lines = []
+    for values, cell in rows.groupby(keys):
+        by_image = cell.groupby("image")[metrics].mean()
+        line = dict(zip(keys, values, strict=True)) | {"n": len(by_image), "seeds": cell["seed"].nunique()}
+        for metric in metrics:
+            estimate = paired_bootstrap(by_image[metric].to_numpy(float))
+            line |= {metric: estimate.mean, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
+        lines.append(line)
+    columns = [*keys, "n", "seeds", *(f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high"))]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def ladder_table(cells: pd.DataFrame, kid: pd.DataFrame) -> pd.DataFrame:
+    """Every cell at every strength: matched confidence (τ = .9), the whole budget (τ = 1) and equal change (a@b) in one
+    table; realism (KID of the whole set) beside what the panel sees."""
+    return summary(cells, CELL, LADDER).merge(kid.drop(columns="n"), on=CELL, how="left")
+
+
+def progressive_table(ladder: pd.DataFrame) -> pd.DataFrame:
+    """The readings of "progressive" beside each other, P-A without a mark."""
+    screened = ladder["starts"].eq("screening") | ladder["world"].eq("faces-bald")
+    return ladder[screened & ladder["method"].str.startswith("inr+duq")]
+
+
+def student_table(students: pd.DataFrame) -> pd.DataFrame:
+    """What the students of every set know: `correct` of untouched real images, `agrees` with the classifier; how many
+    images taught them, and how far those were from their queries."""
+    keys = ["world", "method", "strength"]
+    sizes = students.groupby(keys)[["used", "distance"]].mean().reset_index()
+    return summary(students, keys, ["correct", "agrees"]).merge(sizes, on=keys)
+
+
+def robustness_table(survival: pd.DataFrame, corrupted: pd.DataFrame) -> pd.DataFrame:
+    """R-b: share of corruptions that finished counterfactuals survive; R-a: the panel's word on counterfactuals of
+    corrupted queries (`corrupted`) and of the clean ones."""
+    each = sorted(name for name in survival if name.startswith("survives_"))
+    finished = summary(survival, CELL, ["survives", *each]).assign(protocol="R-b")
+    from_corrupted = summary(corrupted, ["world", "starts", "method"], ["corrupted", "clean"]).assign(protocol="R-a")
+    return pd.concat([finished, from_corrupted], ignore_index=True)
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True, help="folder of cells, kid, students ... .parquet")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
+    args = parser.parse_args()
+    names = ("cells", "kid", "students", "survival", "corrupted", "hypotheses")
+    cells, kid, students, survival, corrupted, hypotheses = (
+        pd.read_parquet(args.results / f"{name}.parquet") for name in names
+    )
+    ladder = ladder_table(cells, kid)
+    tables = {
+        "ladder": ladder,
+        "progressive": progressive_table(ladder),
+        "students": student_table(students),
+        "robustness": robustness_table(survival, corrupted),
+        "hypotheses": summary(
+            hypotheses, ["world", "kind", "strength"], ["requested", "reached", "exact", "reader", "met", "reliance"]
+        ),
+    }
+    for name, table in tables.items():
+        write_atomic(args.out / f"{name}.csv", table.to_csv(index=False, float_format="%.4f"))
+
+
+if __name__ == "__main__":
+    main()
