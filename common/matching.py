@@ -100,7 +100,8 @@ def _at_confidence(confidence: np.ndarray, values: np.ndarray, level: float) -> 
 def _at_first_success(confidence: np.ndarray, values: np.ndarray, level: float) -> np.ndarray:
     """P values from paths × strengths."""
     above = confidence >= level
-    return np.where(above.any(1), values[np.arange(len(values)), above.argmax(1)], 0.0)
+    nothing = np.nan if np.isnan(values).all() else 0.0  # what nobody measured is no failure
+    return np.where(above.any(1), values[np.arange(len(values)), above.argmax(1)], nothing)
 
 
 def _matrices(keys: pd.DataFrame, columns: dict[str, np.ndarray]) -> dict[str, pd.DataFrame]:

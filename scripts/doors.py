@@ -73,6 +73,16 @@ def tiny(config: dict) -> dict:
                 **{name: {"first": 4, "n": 6} for name in ("coverage", "coverage-pixels")},
             },
         },
+        "disc": {
+            "companions": {world: {"epochs": 1, "batch_size": 100} for world in config["disc"]["companions"]},
+            "regressors": {name: {"epochs": 1} for name in config["disc"]["regressors"]},
+            "recipes": {world: {"fit": 20, "steer": 10} for world in config["disc"]["recipes"]},
+            "groups": {
+                name: [{**entry, "n": 4} for entry in entries] for name, entries in config["disc"]["groups"].items()
+            },
+            "hypotheses": [{**entry, "n": 4} for entry in config["disc"]["hypotheses"]],
+            "students": {"recipe": {"epochs": 1}, "seeds": [0], "test": 20},
+        },
     }
 
 
@@ -180,11 +190,20 @@ def edited_modules(doors: Doors) -> None:
             "svce_photos",
             "clarity_figures",
             "clarity_grids",
+            "disc_figures",
+            "disc_grids",
             "verdict_figure",
         },
         "papers/svce/exactness.py": {"svce_exactness", "svce_verdicts", "svce_judged_figures", "verdict_figure"},
         "papers/clarity/tables.py": {"clarity_tables"},
-        "common/verdicts.py": {"svce_verdicts", "svce_judged_figures", "clarity_verdicts", "verdict_figure"},
+        "papers/disc/tables.py": {"disc_tables"},
+        "common/verdicts.py": {
+            "svce_verdicts",
+            "svce_judged_figures",
+            "clarity_verdicts",
+            "disc_verdicts",
+            "verdict_figure",
+        },
     }
     for name, rules in expected.items():
         file = doors.folder / name
@@ -199,7 +218,11 @@ def edited_modules(doors: Doors) -> None:
     text = file.read_text()
     file.write_text(text + "\nUNUSED = 1\n")
     jobs = doors.jobs(doors.run("dvc", "repro"))
-    opened("through DVC the edited module rebuilds too", sorted(jobs) == ["clarity_verdicts", "svce_verdicts"], jobs)
+    opened(
+        "through DVC the edited module rebuilds too",
+        sorted(jobs) == ["clarity_verdicts", "disc_verdicts", "svce_verdicts"],
+        jobs,
+    )
     file.write_text(text)  # the verdicts name the code that judged, so the same bits need the same code
     doors.make()
     after = doors.results()

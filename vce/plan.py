@@ -21,6 +21,7 @@ UNET_PASS_SECONDS = 0.0035  # training pass of the diffusion model per image, on
 PHOTO_PASS_SECONDS = 0.055  # forward + backward of EfficientNet-Lite0 per image, one core (measured)
 VAE_PASS_SECONDS = 0.0002  # training pass of a VAE per image, one core (measured, MLP and convolutions together)
 MEMBER_PASS_SECONDS = 0.00012  # pass of one ensemble member, through the decoder where it reads pixels (measured)
+INVERSION_PASS_SECONDS = 0.0008  # iteration of one query: prior, classifier and step, one core (measured)
 AUTOENCODER_PASS_SECONDS = 0.0004  # training pass of a class autoencoder per image, one core (measured)
 SEARCH_STEPS = {
     "direction": 40,
@@ -83,6 +84,7 @@ def plan(scale: str) -> tuple[list[Target], list[str]]:
         "class_autoencoders": (AUTOENCODER_PASS_SECONDS, JOB_GIB),
         **{rule: (VAE_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("vae_")},
         **{rule: (MEMBER_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("clarity_")},
+        **{rule: (INVERSION_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("disc_")},
     }
     targets = []
     for rule, count in sorted(jobs.items()):
@@ -96,14 +98,17 @@ def passes_of(rule: str, config: dict) -> int:
     """Forward + backward passes over single images in one job of a rule, at most; 0 for jobs that make none."""
     if rule.startswith("clarity_"):
         return _clarity_passes(rule, config)
+    if rule.startswith("disc_"):
+        return _disc_passes(rule, config)
     svce = config["svce"]
     if rule in ("classifiers", "oracles"):
         split = "systems" if rule == "classifiers" else "oracles"
-        return sum(
+        passes = sum(
             _training_passes(recipe, config["splits"][world][split])
             for world, recipes in config[rule].items()
             for recipe in recipes.values()
         )
+        return passes if rule == "classifiers" else passes // len(config[rule])  # one job per world
     if rule == "diffusion":
         return sum(
             recipe["epochs"] * config["splits"][world]["systems"] for world, recipe in config["diffusion"].items()
@@ -165,6 +170,40 @@ def _entry_passes(entry: dict, clarity: dict) -> int:
         names = [*cell.get("names", []), *system_names(spaces, sizes, singles, suffix)]
         passes += SEARCH_STEPS[cell["method"]] * sum(cell_of(name)[1] for name in names)
     return passes * (starts["n"] - starts.get("first", 0))
+
+
+def _disc_passes(rule: str, config: dict) -> int:
+    """Iterations of single queries in one job of DISC, at most; of training and students, passes over single images."""
+    disc, splits = config["disc"], config["splits"]
+    systems = disc["companions"] | disc["regressors"]
+    for job in disc["train_jobs"]:
+        if rule == rule_of("disc_train", job):
+            return sum(systems[name]["epochs"] * splits.get(name, splits["faces-old"])["systems"] for name in job)
+    for job in disc["jobs"]:
+        if rule == rule_of("disc_explain", job):
+            return sum(
+                entry["n"] * _inversion_passes(cell, disc["recipes"][entry["world"]])
+                for group in job
+                for entry in disc["groups"][group]
+                for cell in entry["cells"]
+            )
+    if rule == "disc_hypotheses":
+        return sum(
+            entry["n"] * (recipe["fit"] + len(entry["levels"]) * recipe["steer"])
+            for entry, recipe in ((entry, disc["recipes"][entry["world"]]) for entry in disc["hypotheses"])
+        )
+    if rule == "disc_students":
+        students, (ladder,) = disc["students"], disc["groups"]["ladder"]
+        sets = len(students["methods"]) + 2 * len(students["both"])
+        return sets * len(students["seeds"]) * students["recipe"]["epochs"] * ladder["n"]
+    return 0
+
+
+def _inversion_passes(cell: dict, recipe: dict) -> int:
+    """Iterations per query of one cell of DISC; a fit that cells share counts once per cell."""
+    if cell["method"] == "pixel-ascent":
+        return 26 * len(cell["strengths"])
+    return recipe["fit"] + recipe["steer"]
 
 
 def _training_passes(recipe: dict, images: int) -> int:

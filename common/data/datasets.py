@@ -125,8 +125,9 @@ def load_ids(name: str, ids: tuple[str, ...], data: Path) -> Images:
     artifact, attribute = world(name).artifact, world(name).attribute
     if attribute:
         factors = face_factors(ids)
-        mask = faces.difference_mask(factors, attribute)
-        return Images(faces.render(factors), factors.attribute(attribute), ids, mask)
+        images = faces.render(factors)
+        mask = faces.difference_mask(images, faces.render(faces.twin(factors, attribute)))
+        return Images(images, factors.attribute(attribute), ids, mask)
     if artifact is None:
         factors = scene_factors(name, ids)
         images, masks = _render(name, ids, factors)

@@ -18,6 +18,7 @@ from common.explain import Streams
 
 SIZE = 32
 FINE = 2  # drawn at twice the size and averaged
+CHUNK = 64  # faces drawn at once: what fits the cache
 ATTRIBUTES = ("old", "gray", "glasses", "smile", "mustache", "bald")
 PARENTS = {"gray": "old", "glasses": "old"}
 # P(attribute = 1), or P(attribute = 1 | parent = 0, 1)
@@ -121,6 +122,10 @@ def twin(factors: Factors, name: str, value: Tensor | int | None = None, *, desc
 
 def render(factors: Factors) -> Tensor:
     """Faces N×3×32×32 in [0, 1]."""
+    return torch.cat([_render(factors[rows]) for rows in torch.arange(len(factors.attributes)).split(CHUNK)])
+
+
+def _render(factors: Factors) -> Tensor:
     axis = (torch.arange(SIZE * FINE, dtype=torch.float32) + 0.5) / FINE
     down, right = torch.meshgrid(axis, axis, indexing="ij")
     scale = factors.scale[:, None, None]
@@ -182,11 +187,10 @@ def render(factors: Factors) -> Tensor:
     return (small + factors.noise).clamp(0, 1)
 
 
-def difference_mask(factors: Factors, name: str) -> Tensor:
-    """N×32×32, 1 where a face and its twin in one attribute differ by more than half a grey level: where an explanation
-    of that attribute belongs."""
-    change = (render(factors) - render(twin(factors, name))).abs().amax(1)
-    return (change > 0.5 / 255).float()
+def difference_mask(images: Tensor, twins: Tensor) -> Tensor:
+    """N×32×32, 1 where a face and its twin in one attribute, N×3×32×32 each, differ by more than half a grey level:
+    where an explanation of that attribute belongs."""
+    return ((images - twins).abs().amax(1) > 0.5 / 255).float()
 
 
 def _ellipse(x: Tensor, y: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:

@@ -14,6 +14,7 @@ from common.explain import CounterfactualBatch, Streams
 from common.generators.priors import FreePixels, Optimiser
 from papers.disc.consistency import (
     Semantics,
+    class_confidence,
     equal_change,
     feature_statistics,
     layers_alone,
@@ -21,7 +22,7 @@ from papers.disc.consistency import (
     with_variation,
 )
 from papers.disc.explain import Auxiliary, counterfactuals
-from papers.disc.method import JOINT, Fit, Schedule
+from papers.disc.method import JOINT, Fit, Reached, Schedule
 
 VARIATION = 0.3  # weight of the total variation
 
@@ -38,7 +39,7 @@ def pixels(
     consistency: Semantics | None = None,
     auxiliary: Auxiliary | None = None,
     layers: Sequence[str] | None = None,
-    lambdas: tuple[float, float, float] = (1.0, 2.0, 0.2),
+    lambdas: tuple[float, float, float] = (1.0, 0.0, 0.2),
     schedule: Schedule = JOINT,
     variation: float = VARIATION,
     learning_rate: float = FreePixels.learning_rate,
@@ -48,7 +49,8 @@ def pixels(
     return counterfactuals(
         images, source, target, classifier=classifier, strengths=strengths,
         start=at(images[source != target], learning_rate),
-        consistency=with_variation(consistency, variation),
+        consistency=with_variation(consistency, variation / lambdas[0]),  # total variation is not weighed by λ₁
+       
         auxiliary=auxiliary, layers=layers, lambdas=lambdas, schedule=schedule, callback=callback,
     )  # fmt: skip
 
@@ -68,20 +70,19 @@ def pushed(
     images: Tensor,
     source: Tensor,
     target: Tensor,
-    distance: Tensor,
+    reached: Callable[[Tensor], Reached],
     *,
     classifier: nn.Module,
     start: Fit,
     callback: Callable[[dict], None] | None = None,
     **settings,
 ) -> CounterfactualBatch:
-    """A search at equal change: pushed on, by a margin that does not fade, until its mean |x̄ − x| is `distance`, N
-    values, of the run that it is compared with. Its one strength is that share, 1; `settings` are those of `invert`."""
+    """A search that is pushed on, by a margin that does not fade, until it is as far as a run that it is compared with:
+    `reached(rows)` measures the share of the way, 1, for the samples `rows`. `settings` are those of `invert`."""
     rows = (source != target).nonzero()[:, 0]
     return counterfactuals(
         images, source, target, classifier=classifier, strengths=(1.0,), start=start[rows],
-        functional=margin_target(target[rows]), reached=equal_change(images[rows], distance[rows]), callback=callback,
-        **settings,
+        functional=margin_target(target[rows]), reached=reached(rows), callback=callback, **settings,
     )  # fmt: skip
 
 
@@ -89,16 +90,32 @@ def iso_at(
     images: Tensor,
     source: Tensor,
     target: Tensor,
-    distance: Tensor,
+    reached: Callable[[Tensor], Reached],
     *,
     classifier: nn.Module,
     callback: Callable[[dict], None] | None = None,
+    lambdas: tuple[float, float, float] = (1.0, 0.0, 0.2),
     schedule: Schedule = JOINT,
     variation: float = VARIATION,
     learning_rate: float = FreePixels.learning_rate,
 ) -> CounterfactualBatch:
-    """ISO at equal change."""
+    """ISO, pushed."""
     return pushed(
-        images, source, target, distance, classifier=classifier, start=at(images, learning_rate), callback=callback,
-        consistency=with_variation(None, variation), lambdas=(1.0, 0.0, 0.2), schedule=schedule,
+        images, source, target, reached, classifier=classifier, start=at(images, learning_rate), callback=callback,
+        consistency=with_variation(None, variation / lambdas[0]), lambdas=lambdas, schedule=schedule,
     )  # fmt: skip
+
+
+def to_change(images: Tensor, distance: Tensor) -> Callable[[Tensor], Reached]:
+    """The way to a mean |x̄ − x| of `distance`, N values."""
+    return lambda rows: equal_change(images[rows], distance[rows])
+
+
+def to_confidence(target: Tensor, confidence: Tensor) -> Callable[[Tensor], Reached]:
+    """The way to a probability of the target of `confidence`, N values."""
+
+    def way(chosen: Tensor) -> Reached:
+        mine, wanted = class_confidence(target[chosen]), confidence[chosen].clamp(min=1e-12, max=1 - 2**-24)
+        return lambda images, logits, rows: mine(images, logits, rows) / wanted[rows]
+
+    return way

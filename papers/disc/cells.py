@@ -15,13 +15,14 @@ from common.digest import closure
 from common.errors import one_line_errors
 from common.files import atomic_path
 from common.measure import judged
-from common.results import COLUMNS, write_rows
+from common.results import COLUMNS, JUDGES, write_rows
 from common.statistics import half_sample_interval
 from papers.disc.explain import explain
 
 CONTRACT = {"images", "source", "target", "classifier", "auxiliary", "rng", "strengths", "callback"}
 SETTINGS = {"prior", "layers", "lambdas", "reading", "schedule", "bound", "fitted"}
 DATA = ("common.data", "common.batches", "common.tensors", "common.classifiers")  # rooms that read data or weights
+VOTES = ("valid", *(f"oracle_{judge}" for judge in JUDGES))
 HELD = 0.6  # of the panel's word on clean queries that corrupted ones have to keep (spec §7, C6)
 
 
@@ -36,6 +37,12 @@ def premise() -> pd.DataFrame:
         "trained generators": len(set(generators) - {"common.generators.priors"}),
     }
     return pd.DataFrame([{"quantity": name, "count": float(count)} for name, count in counts.items()])
+
+
+def failed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with the votes on what failed, a query that the prior could not draw, set to 0: nobody is convinced."""
+    votes = {name: rows[name].mask(rows["status"] == "diverged", 0.0) for name in VOTES if name in rows}
+    return rows.assign(**votes)
 
 
 def survival(rows: pd.DataFrame) -> pd.DataFrame:
@@ -105,8 +112,9 @@ def main() -> None:
         together([pd.read_parquet(folder / f"{name}.parquet") for folder in args.measured])
         for name in ("gate", "rows", "kid", "corrupted", "survival", "students", "hypotheses")
     )
-    adequate = gate[["world", "seed", "adequate"]].drop_duplicates()
-    cells, corrupted = judged(rows, gate), judged(corrupted, gate)
+    adequate = gate.groupby(["world", "seed"])["adequate"].min().reset_index()
+    cells, corrupted = judged(failed(rows), gate), judged(failed(corrupted), gate)
+    survives["survives"] = survives["survives"].mask(survives["status"] == "diverged", 0.0)
     outputs = {
         "cells": cells,
         "survival": survival(survives),

@@ -15,7 +15,7 @@ Semantics = Callable[[Tensor, Tensor, Features, Features, float], Tensor]  # (x�
 Functional = Callable[[Tensor, Tensor, float], Tensor]  # (logits, rows, share)
 
 PIXELS = 20.0  # weight of the pixel term beside the mean over layers
-STAGES = (0.5, 0.7, 0.9)  # P-B: the probabilities that are asked for in turn
+STAGES = (0.5, 0.7, 1.0)  # P-B: the probabilities that are asked for in turn; the last is the class itself
 
 
 def semantics(images: Tensor, x: Tensor, features: Features, psi: Features, share: float = 0.0) -> Tensor:
@@ -95,7 +95,7 @@ def margin_target(target: Tensor) -> Functional:
 
 
 def continued_target(target: Tensor) -> Functional:
-    """P-B, target continuation: P(ȳ) = .5, then .7, then .9, a third of the steering each."""
+    """P-B, target continuation: P(ȳ) = .5, then .7, then the class itself, a third of the steering each."""
 
     def loss(logits: Tensor, rows: Tensor, share: float) -> Tensor:
         return _soft_cross_entropy(logits, target[rows], STAGES[min(int(share * len(STAGES)), len(STAGES) - 1)])
@@ -115,8 +115,8 @@ def regression_target(value: Tensor) -> Functional:
 
 
 def class_confidence(target: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The soft-max probability of the target class."""
-    return lambda images, logits, rows: _probability(logits, target[rows])
+    """The soft-max probability of the target class, below 1 however it is rounded: 1 is never reached."""
+    return lambda images, logits, rows: _probability(logits, target[rows]).clamp(max=1 - 2**-24)
 
 
 def _soft_cross_entropy(logits: Tensor, target: Tensor, p: Tensor | float) -> Tensor:

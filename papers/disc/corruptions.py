@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as T
 
 from common.batches import Shard, read_shards
 from common.classifiers.companion import load_companion
@@ -48,6 +47,8 @@ def corrupted(images: Tensor, name: str, severity: int, rng: Streams) -> Tensor:
         raise VceError(
             f"severity {severity} of {name} is unknown; choose one of {', '.join(map(str, CORRUPTIONS[name]))}"
         )
+    from torchvision.transforms.v2 import functional as T  # two seconds of imports for jobs that corrupt nothing
+
     parameter = CORRUPTIONS[name][severity]
     match name:
         case "noise":

@@ -49,7 +49,7 @@ def explain(
     prior: Prior | str | None = None,
     auxiliary: Auxiliary | None = None,
     layers: Sequence[str] | None = None,
-    lambdas: tuple[float, float, float] = (1.0, 2.0, 0.2),
+    lambdas: tuple[float, float, float] = (1.0, 0.4, 0.2),
     reading: str = "P-A",
     schedule: Schedule = PROGRESSIVE,
     bound: float | None = None,
@@ -61,8 +61,8 @@ def explain(
     `classifier` F and `auxiliary`, its companion for manifold consistency (none: that term is off), are all that is
     seen besides the image; `prior` is a prior, `inr` or `dip`, by default the coordinate network up to 64 pixels and
     the deep image prior above. `reading` says what is made progressive (§2.6): P-A the weights of target and manifold,
-    P-B the target, P-C the layers, P-D the prior's parameters, P-0 nothing; `schedule` how long. Explanations that
-    share a prior, layers and images may share its `fitted` (`fit_prior`).
+    P-B the target, P-C the layers, P-D the prior's parameters, P-0 nothing, and it stops no earlier; `schedule` how
+    long. Explanations that share a prior, layers and images may share its `fitted` (`fit_prior`).
 
     `reference` is what the prior drew before it was steered. A sample whose target is its source is skipped; one that
     the prior could not fit to a mean squared error of `bound` (by default .001 up to 64 pixels, .01 above), or whose
@@ -124,7 +124,7 @@ def progressive(reading: str, schedule: Schedule, prior: Prior, target: Tensor) 
         "P-B": lambda: {"schedule": at_once, "functional": continued_target(target)},
         "P-C": lambda: {"schedule": schedule, "consistency": handed_over},
         "P-D": lambda: {"schedule": at_once, "moving": coarse_to_fine(prior.groups)},
-        "P-0": lambda: {"schedule": Schedule(fit=0, steer=schedule.fit + schedule.steer, ramp=0.0)},
+        "P-0": lambda: {"schedule": Schedule(0, schedule.fit + schedule.steer, 0.0, hold=schedule.fit)},
     }
     if reading not in readings:
         raise VceError(f"reading {reading!r} is unknown; choose one of {', '.join(readings)}")

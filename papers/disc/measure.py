@@ -72,11 +72,17 @@ def high_frequency(delta: Tensor) -> Tensor:
 
 
 def drift(images: Tensor, originals: Tensor, changed: dict[str, Tensor]) -> Tensor:
-    """Mean |π_j| over the factors j that nobody asked for: how far N images went along each exact intervention; a
-    factor that does not show in an image (hair colour of the bald) is left out of its mean. `changed` holds N×C×H×W
-    images by factor."""
-    progress = [ground_truth.factor_progress(images, originals, other) for other in changed.values()]
-    return torch.stack(progress).abs().nan_to_num(torch.nan, posinf=torch.nan).nanmean(0)
+    """Mean over the factors j that nobody asked for of |π_j − π_label π_j(twin)|: how far N images went along the exact
+    intervention on j, beyond what the way to the true twin takes them anyway (who goes bald loses hair, whatever its
+    colour). A factor that does not show in an image is left out of its mean. `changed` holds N×C×H×W images by factor,
+    the twin as `label`."""
+    twin = changed["label"]
+    label, drifts = ground_truth.factor_progress(images, originals, twin), []
+    for name, other in changed.items():
+        if name != "label":
+            own, shared = (ground_truth.factor_progress(x, originals, other) for x in (images, twin))
+            drifts.append((own - label * shared).abs())
+    return torch.stack(drifts).nan_to_num(torch.nan, posinf=torch.nan).nanmean(0)
 
 
 def more_metrics(shard: Shard, method: str, batch: CounterfactualBatch, world: World) -> dict[str, Tensor]:
@@ -111,8 +117,7 @@ def more_metrics(shard: Shard, method: str, batch: CounterfactualBatch, world: W
         found["localisation"] = perturbation.on_mask(delta, masks) / area
         found["localisation_own"] = perturbation.on_mask(own, masks) / area
         changed = datasets.interventions(shard.world, shard.ids, shard.target)
-        others = {name: images.repeat(s, 1, 1, 1) for name, images in changed.items() if name != "label"}
-        found["drift"] = drift(x, start, others)
+        found["drift"] = drift(x, start, {name: images.repeat(s, 1, 1, 1) for name, images in changed.items()})
     return found
 
 
@@ -133,15 +138,18 @@ def measured_shard(shard: Shard, world: World) -> tuple[pd.DataFrame, dict[tuple
 
 
 def judge_gate(shard: Shard, world: World, companion: Companion) -> pd.DataFrame:
-    """Each judge beside the classifier: its accuracy on real images, and on what the coordinate network drew of the
-    explained ones before it was steered (`reconstructed`). A judge passes with no more than 3 points below the
-    classifier on the first, and at least .9 on the second; `adequate` says that the drawings cost the classifier itself
-    no more than 10 points."""
-    originals, drawn = datasets.load_ids(shard.world, shard.ids, world.data), shard.batches["inr+duq"].reference
+    """Each judge beside the classifier: its accuracy on real images, and on what a prior drew of the explained ones
+    before it was steered (`reconstructed`). A judge passes with no more than 3 points below the classifier on the
+    first, and at least .9 on the second; `adequate` says that the drawings cost the classifier itself no more than 10
+    points."""
+    prior = "dip+duq" if shard.starts == "dip" else "inr+duq"
+    originals, drawn = datasets.load_ids(shard.world, shard.ids, world.data), shard.batches[prior].reference
     reconstructed = judge_accuracy(world.panel, replace(originals, images=drawn))
     gate = oracle_gate(shard, judge_accuracy(world.panel, world.pairs), len(world.pairs.ids))
     cost = accuracy(companion, originals.images, originals.labels) - accuracy(companion, drawn, originals.labels)
-    gate = gate.assign(reconstructed=gate["judge"].map(reconstructed), adequate=float(cost <= MOST_LOST + 1e-6))
+    gate = gate.assign(
+        starts=shard.starts, reconstructed=gate["judge"].map(reconstructed), adequate=float(cost <= MOST_LOST + 1e-6)
+    )
     return gate.assign(passes=gate["passes"] & (gate["reconstructed"] >= MIN_RECONSTRUCTED - 1e-6))  # exactly .9 passes
 
 
@@ -226,7 +234,7 @@ def main() -> None:
                 table, features = measured_shard(shard, world)
                 rows.append(table)
                 kid.append(kid_table(shard, features, world))
-                if shard.starts == "pairs":
+                if shard.starts in ("pairs", "dip"):
                     companion = load_companion(args.systems / f"{shard.world}-{shard.seed}.safetensors")
                     gate.append(judge_gate(shard, world, companion))
             progress.advance()

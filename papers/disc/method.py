@@ -27,11 +27,13 @@ Reached = Callable[[Tensor, Tensor, Tensor], Tensor]  # (images, logits, rows) â
 @dataclass(frozen=True)
 class Schedule:
     """`fit` iterations that only reconstruct x, then `steer` iterations in which w rises from 0 to 1 `ramp` times as
-    fast as they pass; without a `ramp` it is 1 at once. Both count k from the first iteration of the steering."""
+    fast as they pass; without a `ramp` it is 1 at once. k counts from the first iteration of the steering; before k =
+    `hold` no level counts as reached: a joint run has not drawn anything yet."""
 
     fit: int = 240
     steer: int = 160
     ramp: float = 1.2
+    hold: int = 0
 
     def share(self, k: int) -> float:
         """How much of the steering is done."""
@@ -104,7 +106,7 @@ def invert(
     *,
     consistency: Semantics = semantics,
     manifold: Manifold | None = None,
-    lambdas: tuple[float, float, float] = (1.0, 2.0, 0.2),
+    lambdas: tuple[float, float, float] = (1.0, 0.4, 0.2),
     schedule: Schedule = PROGRESSIVE,
     moving: Callable[[float], set[str] | None] = lambda share: None,
     callback: Callable[[dict], None] | None = None,
@@ -137,7 +139,7 @@ def invert(
         mine = searching[rows] & sound[:, None]
         found.images[rows] = torch.where(mine[..., None, None, None], images.detach()[:, None], found.images[rows])
         found.steps[rows] += mine
-        there = mine & (reached(images, logits, rows).detach()[:, None] >= thresholds)
+        there = mine & (k >= schedule.hold) & (reached(images, logits, rows).detach()[:, None] >= thresholds)
         found.reached[rows] |= there
         searching[rows] &= ~there
         found.diverged[rows] |= ~sound & searching[rows].any(1)

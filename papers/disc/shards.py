@@ -32,11 +32,12 @@ from papers.disc import baselines
 from papers.disc.corruptions import corrupted
 from papers.disc.explain import explain, fit_prior
 from papers.disc.method import Fit, Schedule
-from papers.disc.names import cell_name
+from papers.disc.names import MARKS, cell_name
 
-BASELINES = {"iso": baselines.iso, "lso": baselines.lso, "statistics": baselines.statistics}
+BASELINES = {"iso": baselines.iso, "iso/fast": baselines.iso, "lso": baselines.lso, "statistics": baselines.statistics}
 PRIORS = {"inr": CoordinateNetwork, "siren": partial(CoordinateNetwork, kind="siren"), "dip": DeepImagePrior}
 COMPANIONS = {"duq": NearAnyCentroid, "dep": PredictedError}
+FAST = 10.0
 SHARE_FIT = ("P-A", "P-B", "P-D")  # P-C fits other layers, P-0 nothing
 METHODS = (*BASELINES, *PRIORS, "pixel-ascent")
 
@@ -44,19 +45,20 @@ METHODS = (*BASELINES, *PRIORS, "pixel-ascent")
 @dataclass(frozen=True)
 class Cell:
     """One method along a path of `strengths`: confidences τ, of `pixel-ascent` l2 radii. `manifold` is duq, dep or
-    nothing, `reading` what is made progressive. With `change_of` it is pushed to the change of that cell at its first
-    success instead, of the original or, with `own`, of that cell's reconstruction."""
+    nothing, `reading` what is made progressive; `iso/fast` steps ten times as far. A cell `like` another is pushed
+    until it is as far as that one at its first success, `by` its change of the original, its change of its own drawing,
+    or its confidence."""
 
     method: str
     strengths: list[float] = field(default_factory=lambda: [1.0])
     manifold: str = ""
     reading: str = "P-A"
-    change_of: str = ""
-    own: bool = False
+    like: str = ""
+    by: str = "change"
 
     @property
     def name(self) -> str:
-        return cell_name(self.method, self.manifold, self.reading, self.change_of, self.own)
+        return cell_name(self.method, self.manifold, self.reading, self.like, self.by)
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ def parse_cells(cells: list[dict]) -> list[Cell]:
     for cell in parsed:
         if cell.method not in METHODS:
             raise VceError(f"cells: method {cell.method!r} is unknown; choose one of {', '.join(METHODS)}")
+        if cell.by not in MARKS:
+            raise VceError(f"cells: by {cell.by!r} is unknown; choose one of {', '.join(MARKS)}")
         if cell.manifold not in ("", *COMPANIONS):
             raise VceError(f"cells: companion {cell.manifold!r} is unknown; choose one of {', '.join(COMPANIONS)}")
     return parsed
@@ -134,7 +138,7 @@ class Job:
         """Explain with one cell; `done` are the batches so far, which a cell at equal change looks at."""
         here = {"classifier": self.companion, "callback": self.callback}
         three = (self.images, self.source, self.target)
-        if cell.change_of:
+        if cell.like:
             return self._pushed(cell, done, three, here)
         if cell.method == "pixel-ascent":
             return anchors.pixel_ascent(*three, rng=self.rng, strengths=cell.strengths, **here)
@@ -144,7 +148,8 @@ class Job:
         if cell.method == "statistics":
             here["lambdas"] = (self.recipe.statistics, *lambdas[1:])
         if cell.method in BASELINES:
-            here |= {"schedule": self.recipe.joint, "learning_rate": self.recipe.pixel_rate}
+            rate = self.recipe.pixel_rate * (FAST if cell.method == "iso/fast" else 1)
+            here |= {"schedule": self.recipe.joint, "learning_rate": rate}
             return BASELINES[cell.method](*three, **here)
         prior = self.recipe.prior(cell.method, tuple(self.images.shape[1:]))
         fitted = self.fitted(cell.method) if cell.reading in SHARE_FIT else None
@@ -161,19 +166,21 @@ class Job:
     def _pushed(
         self, cell: Cell, done: dict[str, CounterfactualBatch], three: tuple, here: dict
     ) -> CounterfactualBatch:
-        if cell.change_of not in done:
-            raise VceError(f"cells: {cell.name} needs the cell {cell.change_of} before it in the same entry")
-        other = done[cell.change_of]
-        found = other.at(other.first_success(self.recipe.level))
-        start = other.reference if cell.own and other.reference is not None else self.images
-        distance = (found - start).abs().flatten(1).mean(1)
+        if cell.like not in done:
+            raise VceError(f"cells: {cell.name} needs the cell {cell.like} before it in the same entry")
+        other = done[cell.like]
+        place = other.first_success(self.recipe.level)
+        start = other.reference if cell.by == "own" else self.images
+        if cell.by == "confidence":
+            reached = baselines.to_confidence(self.target, other.confidence[torch.arange(len(place)), place])
+        else:
+            reached = baselines.to_change(self.images, (other.at(place) - start).abs().flatten(1).mean(1))
+        here["lambdas"] = self.recipe.lambdas("")
         if cell.method == "iso":
             here |= {"schedule": self.recipe.joint, "learning_rate": self.recipe.pixel_rate}
-            return baselines.iso_at(*three, distance, **here)
-        return baselines.pushed(
-            *three, distance, start=self.fitted(cell.method), schedule=self.recipe.schedule,
-            lambdas=self.recipe.lambdas(""), **here,
-        )  # fmt: skip
+            return baselines.iso_at(*three, reached, **here)
+        schedule, start = self.recipe.schedule, self.fitted(cell.method)
+        return baselines.pushed(*three, reached, start=start, schedule=schedule, **here)
 
 
 def start_images(entry: dict, table: pd.DataFrame, data: Path, rng_seed: int) -> tuple[datasets.Images, Tensor]:

@@ -7,6 +7,7 @@ Writes WORLD-SEED.safetensors per world of `companions`, and NAME-SEED.safetenso
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from common.classifiers.architectures import ARCHITECTURES
 from common.classifiers.companion import Recipe, save_companion, train_companion
-from common.classifiers.training import accuracy, fit_temperature
+from common.classifiers.training import accuracy
 from common.data import datasets
 from common.errors import VceError, one_line_errors
 from common.progress import Progress
@@ -74,6 +75,21 @@ def train_regressor(
     if not loss.isfinite():
         raise VceError(f"regressor {architecture}: the loss is not finite; train it shorter in config/")
     return regressor.eval().requires_grad_(False)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor, rounds: int = 60) -> float:
+    """The T whose mean confidence is the accuracy (c + 1)/(n + 2), by bisection of log T in [−3, 3].
+
+    Laplace's rule, since a classifier without an error on held-out images would be sharpened without end, and every
+    probability of it rounded to 0 or 1.
+    """
+    wanted = ((logits.argmax(1) == labels).sum().item() + 1) / (len(labels) + 2)
+    low, high = -3.0, 3.0
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        confidence = (logits.double() / math.exp(middle)).softmax(1).amax(1).mean().item()
+        low, high = (middle, high) if confidence > wanted else (low, middle)
+    return math.exp((low + high) / 2)
 
 
 def companion_job(world: str, recipe: Recipe, table: pd.DataFrame, seed: int, data: Path, out: Path) -> None:

@@ -62,6 +62,30 @@ def test_passes_of_clarity_by_hand():
     assert passes_of("clarity_measure", config) == 0
 
 
+def test_passes_of_disc_by_hand():
+    cells = [{"method": "inr"}, {"method": "iso", "change_of": "inr"}, {"method": "pixel-ascent", "strengths": [1, 2]}]
+    config = {
+        "splits": {"w": {"systems": 100}, "faces-old": {"systems": 50}},
+        "disc": {
+            "companions": {"w": {"epochs": 3}},
+            "regressors": {"age": {"epochs": 7}},
+            "train_jobs": [["w", "age"]],
+            "jobs": [["ladder", "g"]],
+            "recipes": {"w": {"fit": 20, "steer": 30}},
+            "groups": {
+                "ladder": [{"world": "w", "n": 10, "cells": cells}], "g": [{"world": "w", "n": 4, "cells": cells[:1]}],
+            },
+            "hypotheses": [{"world": "w", "n": 5, "levels": [0.1, 0.2]}],
+            "students": {"methods": ["inr", "iso"], "both": ["inr"], "seeds": [0, 1], "recipe": {"epochs": 6}},
+        },
+        "svce": {},
+    }  # fmt: skip
+    assert passes_of("disc_train_w_age", config) == 3 * 100 + 7 * 50
+    assert passes_of("disc_explain_ladder_g", config) == 10 * (50 + 50 + 52) + 4 * 50
+    assert passes_of("disc_hypotheses", config) == 5 * (20 + 2 * 30)
+    assert passes_of("disc_students", config) == 4 * 2 * 6 * 10 and passes_of("disc_measure", config) == 0
+
+
 def test_every_method_of_clarity_has_a_price():
     from papers.clarity.shards import METHODS
 
@@ -80,6 +104,7 @@ def test_every_heavy_rule_of_a_scale_has_passes():
     for rule in jobs:
         heavy = rule in ("classifiers", "oracles", "diffusion", "class_autoencoders", "svce_robustness", "svce_photos")
         heavy |= rule.startswith(("svce_explain_", "vae_", "clarity_train_", "clarity_explain_"))
+        heavy |= rule.startswith(("disc_train_", "disc_explain_")) or rule in ("disc_hypotheses", "disc_students")
         assert (passes_of(rule, config) > 0) == heavy, rule
 
 

@@ -51,7 +51,7 @@ def test_more_targets_by_hand():
     logits, rows, target = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.0, 3.0]]), torch.tensor([1, 0]), torch.tensor([1, 0])
     assert margin_target(target)(logits, rows).tolist() == [-2.0, 2.0]  # rows 1 and 0: targets 0 and 1
     p = logits.softmax(1)[torch.arange(2), target[rows]]
-    for share, asked in ((0.0, 0.5), (0.32, 0.5), (0.34, 0.7), (0.67, 0.9), (1.0, 0.9)):
+    for share, asked in ((0.0, 0.5), (0.32, 0.5), (0.34, 0.7), (0.67, 1.0), (1.0, 1.0)):
         expected = -(asked * p.log() + (1 - asked) * (1 - p).log())
         assert torch.allclose(continued_target(target)(logits, rows, share), expected, atol=1e-5)
     x, distance = torch.zeros(2, 1, 2, 2), torch.tensor([0.1, 0.4])

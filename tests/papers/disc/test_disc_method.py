@@ -320,7 +320,8 @@ def test_image_space_optimisation_is_pushed_to_the_change_of_another_run(convolu
     source = convolutional(pictures).argmax(1)
     target = torch.where(torch.arange(4) == 1, source, (source + 1) % 4)
     distance = torch.tensor([0.01, 0.02, 0.03, 0.05])
-    batch = baselines.iso_at(pictures, source, target, distance, classifier=convolutional, learning_rate=0.05)
+    way = baselines.to_change(pictures, distance)
+    batch = baselines.iso_at(pictures, source, target, way, classifier=convolutional, learning_rate=0.05)
     others = [0, 2, 3]
     assert (batch.distance[others, 0] >= distance[others] - 1e-6).all()
     assert (batch.distance[others, 0] <= 1.25 * distance[others]).all()  # the first iterate beyond it
@@ -371,7 +372,8 @@ def test_the_prior_fits_the_size_of_the_image(shape, name, kind):
 
 @pytest.fixture(scope="module")
 def opened():
-    """Names of the files that are opened while this list is not None; a hook stays for good, so there is one."""
+    """`names` of the files that Python opens, while it is a list; a hook stays for good, so there is one. What compiled
+    code opens goes by unseen: safetensors', which nothing within reach imports."""
     state = {"names": None}
 
     def hook(event, arguments):
@@ -413,3 +415,29 @@ def test_only_classifier_auxiliary_image_and_target_are_seen():
     reachable = closure("papers.disc.explain")
     assert not any(name.startswith(("common.data", "common.batches", "common.tensors")) for name in reachable)
     assert {name for name in reachable if name.startswith("common.generators.")} == {"common.generators.priors"}
+
+
+def test_a_search_is_pushed_to_the_confidence_of_another_run(problem):
+    """On a classifier that any pixel turns; the target is passed by one step at most, and 1 is never reached."""
+    x, target, classifier = problem
+    wanted = torch.tensor([0.6, 0.7, 0.8, 0.9, 0.95, 1.0])
+    way = baselines.to_confidence(target, wanted)
+    settings = {"classifier": classifier, "learning_rate": 0.01, "lambdas": (1.0, 0.0, 5.0)}
+    batch = baselines.iso_at(x, 1 - target, target, way, **settings)
+    reached = batch.confidence[:, 0]
+    assert (reached >= wanted - 1e-4)[:5].all() and (reached < wanted + 0.05)[:5].all()
+    assert batch.steps[5, 0] == 401 or reached[5] >= 1 - 1e-6
+
+
+def test_a_joint_run_may_not_stop_before_a_progressive_one_could(problem):
+    """No level counts before k = hold, whatever an image that nobody has drawn yet may seem to be."""
+    x, target, classifier = problem
+    held = run(x, target, classifier, schedule=Schedule(fit=0, steer=60, ramp=0.0, hold=25))
+    free = run(x, target, classifier, schedule=Schedule(fit=0, steer=60, ramp=0.0))
+    assert (free.steps < 25).any() and (held.steps > 25).all() and held.reached.all()
+
+
+def test_certainty_is_never_reached_however_it_is_rounded():
+    """The strength 1 asks for the last iterate: a float that is rounded to 1 must not end the search."""
+    sure = torch.tensor([[0.0, 60.0]])
+    assert sure.softmax(1)[0, 1] == 1 and class_confidence(torch.tensor([1]))(None, sure, torch.tensor([0]))[0] < 1
