@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, model_validator
 
+ROUNDING = 1e-6  # a search that stopped at a confidence may be read a little below it in another batch
+
 
 class At(BaseModel):
     """Where on its path a method is read; exactly one field is set.
@@ -99,7 +101,7 @@ def _at_confidence(confidence: np.ndarray, values: np.ndarray, level: float) -> 
 
 def _at_first_success(confidence: np.ndarray, values: np.ndarray, level: float) -> np.ndarray:
     """P values from paths × strengths."""
-    above = confidence >= level
+    above = confidence >= level - ROUNDING
     nothing = np.nan if np.isnan(values).all() else 0.0  # what nobody measured is no failure
     return np.where(above.any(1), values[np.arange(len(values)), above.argmax(1)], nothing)
 

@@ -106,9 +106,15 @@ def iso_at(
     )  # fmt: skip
 
 
-def to_change(images: Tensor, distance: Tensor) -> Callable[[Tensor], Reached]:
-    """The way to a mean |x̄ − x| of `distance`, N values."""
-    return lambda rows: equal_change(images[rows], distance[rows])
+def to_change(images: Tensor, distance: Tensor, target: Tensor, level: float) -> Callable[[Tensor], Reached]:
+    """The way to a mean |x̄ − x| of at least `distance`, N values, and to a probability of the target of `level`: what
+    has not got there is pushed further."""
+
+    def way(chosen: Tensor) -> Reached:
+        change, mine = equal_change(images[chosen], distance[chosen]), class_confidence(target[chosen])
+        return lambda *state: change(*state).minimum(mine(*state) / level)
+
+    return way
 
 
 def to_confidence(target: Tensor, confidence: Tensor) -> Callable[[Tensor], Reached]:

@@ -112,7 +112,9 @@ def main() -> None:
         together([pd.read_parquet(folder / f"{name}.parquet") for folder in args.measured])
         for name in ("gate", "rows", "kid", "corrupted", "survival", "students", "hypotheses")
     )
-    adequate = gate.groupby(["world", "seed"])["adequate"].min().reset_index()
+    # of worlds without interventions nobody knows what F relies on
+    known = {"adequate": ("adequate", "min"), "reliance": ("reliance_label", "min")}
+    facts = gate.groupby(["world", "classifier", "seed"]).agg(**known).reset_index()
     cells, corrupted = judged(failed(rows), gate), judged(failed(corrupted), gate)
     survives["survives"] = survives["survives"].mask(survives["status"] == "diverged", 0.0)
     outputs = {
@@ -127,7 +129,7 @@ def main() -> None:
     }
     for name, table in outputs.items():
         if name not in ("hypotheses", "kid", "premise"):
-            table = table.merge(adequate, on=["world", "seed"], how="left")
+            table = table.drop(columns="classifier", errors="ignore").merge(facts, on=["world", "seed"], how="left")
         with atomic_path(args.out / f"{name}.parquet") as temporary:
             table.to_parquet(temporary, index=False)
     with atomic_path(args.out / "tables" / "oracle_gate.csv") as temporary:

@@ -19,12 +19,11 @@ from common.data import datasets
 from common.errors import VceError, one_line_errors
 from common.explain import Streams
 from common.progress import Progress
-from common.scales import parse_recipe
 from common.tensors import not_a, read_tensors, write_tensors
 from papers.disc.consistency import Functional, graded_target, regression_target
 from papers.disc.layers import Layers
 from papers.disc.method import Reached, fit, invert
-from papers.disc.shards import Recipe
+from papers.disc.shards import Recipe, recipe_of
 from papers.disc.train import load_regressor
 
 TOLERANCE = 0.01  # of the output; a query this near its hypothesis is done
@@ -73,14 +72,18 @@ def read_hypotheses(path: Path) -> list[Hypotheses]:
 def hypothesis(kind: str, target: Tensor, requested: Tensor) -> tuple[Functional, Callable[[Tensor], Tensor], Reached]:
     """The functional term, what is read off an output N×K, and how near M queries `rows` are to what is `requested` of
     them, M values that pass 1 − TOLERANCE when they are done. Raises VceError for an unknown kind."""
-    if kind not in KINDS:
-        raise VceError(f"hypotheses: kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    _check_kind(kind)
 
     def read(output: Tensor, rows: Tensor) -> Tensor:
         return output.softmax(1).gather(1, target[rows, None])[:, 0] if kind == "graded" else output[:, 0]
 
     functional = graded_target(target, requested) if kind == "graded" else regression_target(requested)
     return functional, read, lambda images, output, rows: 1 - (read(output, rows) - requested[rows]).abs()
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise VceError(f"hypotheses: kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
 
 
 def explain_hypotheses(
@@ -131,10 +134,16 @@ def main() -> None:
     found = []
     with Progress("hypotheses", total=len(args.entries), unit="kinds") as progress:
         for entry in args.entries:
+            absent = {"world", "kind", "n", "levels", "weight"} - set(entry)
+            if entry.get("kind") == "regression":
+                absent |= {"regressor"} - set(entry)
+            if absent:
+                raise VceError(f"hypotheses: {', '.join(sorted(absent))} is missing in {entry}; add it to config/")
+            _check_kind(entry["kind"])
             name = f"{entry['world'] if entry['kind'] == 'graded' else entry['regressor']}-{args.seed}.safetensors"
             model = (load_companion if entry["kind"] == "graded" else load_regressor)(args.systems / name)
             table = pd.read_parquet(args.splits / f"{entry['world']}.parquet")
-            recipe = parse_recipe(Recipe, args.recipes[entry["world"]])
+            recipe = recipe_of(args.recipes, entry["world"])
             found.append(explain_hypotheses(entry, recipe, model, table, args.data, args.seed, progress))
             progress.advance()
     write_hypotheses(found, args.out)

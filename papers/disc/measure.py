@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from common.batches import Shard, read_shards
@@ -22,7 +23,7 @@ from common.data import datasets
 from common.errors import one_line_errors
 from common.explain import CounterfactualBatch
 from common.files import atomic_path
-from common.measure import by_strength, judge_accuracy, measure_shard, oracle_gate, reliance
+from common.measure import by_strength, judge_accuracy, measure_shard, oracle_gate
 from common.metrics import ground_truth, perturbation
 from common.metrics.realism import Features, Halves, Reference
 from common.progress import Progress
@@ -133,8 +134,7 @@ def measured_shard(shard: Shard, world: World) -> tuple[pd.DataFrame, dict[tuple
         values["knn"] = world.neighbour_distance(seen, shard.target.repeat(s), train).float()
         more.append(pd.DataFrame({name: value.numpy() for name, value in values.items()}))
     rows = pd.concat([rows, pd.concat(more, ignore_index=True)], axis=1)
-    facts = {"starts": shard.starts, "reliance": reliance(shard).get("label", np.nan)}
-    return rows.assign(**facts), features
+    return rows.assign(starts=shard.starts), features
 
 
 def judge_gate(shard: Shard, world: World, companion: Companion) -> pd.DataFrame:
@@ -204,10 +204,11 @@ def hypothesis_rows(found: Hypotheses, folder: Path, data: Path) -> pd.DataFrame
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
-    """Rank correlation along the rows of two N×L tables without ties: N values in [−1, 1]."""
-    size = a.shape[1]
-    ranks = [values.argsort(1).argsort(1).double() for values in (a, b)]
-    return (1 - 6 * (ranks[0] - ranks[1]).square().sum(1) / (size * (size**2 - 1))).float()
+    """Rank correlation along the rows of two N×L tables, ties with their mean rank: N values in [−1, 1], 0 where there
+    is no order, because all values are equal or one is no number."""
+    ranks = [rankdata(values.numpy(), axis=1) for values in (a, b)]
+    x, y = (torch.from_numpy(rank - rank.mean(1, keepdims=True)) for rank in ranks)
+    return ((x * y).sum(1) / (x.square().sum(1) * y.square().sum(1)).sqrt()).nan_to_num(0.0).float()
 
 
 @one_line_errors

@@ -87,6 +87,9 @@ class Recipe:
         return Schedule(0, self.fit + self.steer, 0.0)
 
     def lambdas(self, companion: str) -> tuple[float, float, float]:
+        """Raises VceError for a companion without a weight."""
+        if companion and companion not in self.manifold:
+            raise VceError(f"recipes: no λ₂ of {companion}; add it to `manifold` in config/")
         return self.semantics, self.manifold[companion] if companion else 0.0, self.functional
 
     def prior(self, name: str, shape: tuple[int, int, int]) -> Prior:
@@ -104,8 +107,15 @@ def parse_cells(cells: list[dict]) -> list[Cell]:
             raise VceError(f"cells: method {cell.method!r} is unknown; choose one of {', '.join(METHODS)}")
         if cell.by not in MARKS:
             raise VceError(f"cells: by {cell.by!r} is unknown; choose one of {', '.join(MARKS)}")
+        if cell.like and cell.method not in ("iso", *PRIORS):
+            raise VceError(f"cells: {cell.method} cannot be pushed; choose one of iso, {', '.join(PRIORS)}")
+        if not cell.strengths or (cell.method != "pixel-ascent" and not all(0 < tau <= 1 for tau in cell.strengths)):
+            raise VceError(f"cells: strengths {cell.strengths} of {cell.name} are no confidences above 0 and up to 1")
         if cell.manifold not in ("", *COMPANIONS):
             raise VceError(f"cells: companion {cell.manifold!r} is unknown; choose one of {', '.join(COMPANIONS)}")
+    twice = {cell.name for cell in parsed if [other.name for other in parsed].count(cell.name) > 1}
+    if twice:
+        raise VceError(f"cells: {', '.join(sorted(twice))} stands twice in one entry; remove one")
     return parsed
 
 
@@ -171,10 +181,13 @@ class Job:
         other = done[cell.like]
         place = other.first_success(self.recipe.level)
         start = other.reference if cell.by == "own" else self.images
+        if start is None:
+            raise VceError(f"cells: {cell.name}: {cell.like} draws nothing of its own; leave out `by`")
         if cell.by == "confidence":
             reached = baselines.to_confidence(self.target, other.confidence[torch.arange(len(place)), place])
         else:
-            reached = baselines.to_change(self.images, (other.at(place) - start).abs().flatten(1).mean(1))
+            distance = (other.at(place) - start).abs().flatten(1).mean(1)
+            reached = baselines.to_change(self.images, distance, self.target, self.recipe.level)
         here["lambdas"] = self.recipe.lambdas("")
         if cell.method == "iso":
             here |= {"schedule": self.recipe.joint, "learning_rate": self.recipe.pixel_rate}
@@ -183,11 +196,22 @@ class Job:
         return baselines.pushed(*three, reached, start=start, schedule=schedule, **here)
 
 
+def recipe_of(recipes: dict[str, dict], world: str) -> Recipe:
+    """The recipe of a world. Raises VceError when there is none, or one with a wrong field."""
+    if world not in recipes:
+        raise VceError(f"recipes: none for {world}; add it to config/")
+    return parse_recipe(Recipe, recipes[world])
+
+
 def start_images(entry: dict, table: pd.DataFrame, data: Path, rng_seed: int) -> tuple[datasets.Images, Tensor]:
     """The first `n` images of the pairs split, those of the class `source` alone where it is named, and their targets;
     with a `corruption`, name and severity, corrupted."""
     chosen = table if "source" not in entry else table[table["label"] == entry["source"]]
     pairs = datasets.load(entry["world"], chosen, "pairs", data, entry["n"])
+    if len(pairs.ids) < entry["n"] or not entry["n"]:
+        raise VceError(
+            f"{entry['world']}: {len(pairs.ids)} pairs for n = {entry['n']}; mend `n` or `splits` in config/"
+        )
     target = datasets.targets(table, pairs.ids)
     if "corruption" in entry:
         rng = Streams(rng_seed, pairs.ids, tuple(target.tolist()))
@@ -262,7 +286,7 @@ def main() -> None:
             world = entry["world"]
             table = pd.read_parquet(args.splits / f"{world}.parquet")
             companion = load_companion(args.systems / f"{world}-{args.seed}.safetensors")
-            recipe = parse_recipe(Recipe, args.recipes[world])
+            recipe = recipe_of(args.recipes, world)
             shard, spent = explain_entry(entry, recipe, companion, table, args.data, args.seed, progress)
             cost += [{"world": world, "starts": shard.starts, **line} for line in spent]
             shards.append(shard)

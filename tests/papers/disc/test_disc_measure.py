@@ -24,6 +24,7 @@ from common.digest import closure
 from common.explain import CounterfactualBatch, finish
 from common.files import ROOT
 from common.metrics.realism import Features
+from common.results import JUDGES
 from papers.disc import cells, explain, measure
 from papers.disc.hypotheses import Hypotheses
 from papers.disc.train import Regressor, load_regressor, save_regressor
@@ -100,21 +101,29 @@ def test_a_sinusoid_is_high_above_a_quarter_of_a_cycle_per_pixel(down, right, hi
 
 
 def test_drift_is_the_mean_way_along_what_nobody_asked_for():
+    """Beyond what the way to the twin, here with glasses, takes an image anyway."""
     factors, x = datasets.face_factors(ids(0, 24)), faced(0, 24).images
-    changed = {name: faces.render(faces.twin(factors, name)) for name in ("old", "gray", "glasses", "bald")}
-    found, bald = measure.drift(changed["glasses"], x, changed), factors.attribute("bald") == 1
+    others = {name: faces.render(faces.twin(factors, name)) for name in ("old", "gray", "bald")}
+    changed = {"label": faces.render(faces.twin(factors, "glasses"))} | others
+    images = x + 0.3 * (changed["label"] - x) + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    found, bald = measure.drift(images, x, changed), factors.attribute("bald") == 1
     assert 0 < bald.sum() < 24
     for i in range(24):
-        ways = {name: (images[i] - x[i]).double() for name, images in changed.items()}
+        ways = {name: (other[i] - x[i]).double() for name, other in changed.items()}
+        twin, mine, drifts = ways.pop("label"), (images[i] - x[i]).double(), []
+        beyond = mine - (mine * twin).sum() / twin.square().sum() * twin
         if bald[i]:
             del ways["gray"]  # has no hair to show it
-        progress = {name: abs((ways["glasses"] * way).sum() / way.square().sum()).item() for name, way in ways.items()}
-        assert progress["glasses"] == pytest.approx(1)
-        assert found[i].item() == pytest.approx(np.mean(list(progress.values())), rel=1e-4)
-    assert (measure.drift(x, x, changed) == 0).all()
-    for share in (-0.5, 0.5):  # either way
-        along = measure.drift(x + share * (changed["old"] - x), x, {"old": changed["old"]})
-        assert torch.allclose(along, torch.full((24,), 0.5), atol=1e-5)
+        for way in ways.values():
+            drifts.append(abs((beyond * way).sum() / way.square().sum()).item())
+        assert found[i].item() == pytest.approx(np.mean(drifts), rel=1e-3)
+    for share in (0.0, 0.5, 1.0):  # neither doing nothing nor the true twin drifts
+        along = measure.drift(x + share * (changed["label"] - x), x, changed)
+        assert torch.allclose(along, torch.zeros(24), atol=1e-4)
+    smiling = {"label": faces.render(faces.twin(factors, "smile")), "old": others["old"]}
+    for share in (-0.5, 0.5):  # younger or older; a smile hardly moves along wrinkles
+        along = measure.drift(x + share * (others["old"] - x), x, smiling)
+        assert torch.allclose(along, torch.full((24,), 0.5), atol=0.05)
 
 
 def test_localisation_is_one_by_chance_and_looks_at_the_own_change_too(world):
@@ -158,6 +167,9 @@ def test_rank_correlation_is_that_of_scipy(rows):
     expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
     assert measure.spearman(a, b).tolist() == pytest.approx(expected, abs=1e-6)
     assert (measure.spearman(a, a) == 1).all() and (measure.spearman(a, -a) == -1).all()
+    tied = torch.tensor([[1.0, 2.0, 2.0], [1.0, 1.0, 1.0], [1.0, torch.nan, 3.0]])
+    order = torch.tensor([[0.2, 0.4, 0.6]]).expand(3, 3)
+    assert measure.spearman(order, tied).tolist() == pytest.approx([spearmanr([1, 2, 3], [1, 2, 2]).statistic, 0, 0])
 
 
 def test_real_images_are_at_no_distance_from_real_images(world):
@@ -196,12 +208,16 @@ def test_a_judge_has_to_read_what_the_prior_draws(world):
     for turned in (0, 4, 5, 40):  # 4 of 40 are what a judge may miss, and what the drawings may cost
         drawn = some.images.clone()
         drawn[:turned] = 2 * bright.bound - drawn[:turned]
-        shard = shard_of(some, {"inr+duq": path_of(some, drawn, reference=drawn)}, accuracy=1.0)
-        gate, right = measure.judge_gate(shard, here, bright).set_index("judge"), 1 - turned / 40
+        batches = {"inr+duq": path_of(some, drawn, reference=drawn), "iso": path_of(some, some.images)}
+        shard, right = shard_of(some, batches, accuracy=1.0), 1 - turned / 40
+        gate = measure.judge_gate(shard, here, bright).set_index("judge")
         assert gate["accuracy"].to_dict() == pytest.approx({"augmented": 1, "svm": 0, "l2at": smiling})
         assert gate["reconstructed"].to_dict() == pytest.approx({"augmented": right, "svm": 1 - right, "l2at": smiling})
         assert (gate["adequate"] == float(turned <= 4)).all()
         assert gate["passes"].to_dict() == {"augmented": turned <= 4, "svm": False, "l2at": False}
+        dip = replace(shard, starts="dip", batches={"dip+duq": batches["inr+duq"], "inr+duq": batches["iso"]})
+        other = measure.judge_gate(dip, here, bright).set_index("judge")
+        assert (gate.pop("starts") == "pairs").all() and (other.pop("starts") == "dip").all() and gate.equals(other)
 
 
 # hypotheses
@@ -260,6 +276,17 @@ def test_a_probability_is_met_within_five_points():
 
 
 # tables
+
+
+def test_what_failed_convinces_nobody():
+    rows = pd.DataFrame({
+        "status": ["ok", "diverged", "not_flipped", "diverged"], "valid": [1.0, 1, 0, np.nan],
+        **{f"oracle_{judge}": [1.0, 1, 1, np.nan] for judge in JUDGES}, "distance": [0.1, 0.2, 0.3, 0.4],
+    })  # fmt: skip
+    found = cells.failed(rows)
+    assert found["valid"].tolist() == [1, 0, 0, 0] and found["distance"].equals(rows["distance"])
+    assert all(found[f"oracle_{judge}"].tolist() == [1, 0, 1, 0] for judge in JUDGES)
+    assert "valid" not in cells.failed(rows.drop(columns="valid"))  # corrupted queries have none
 
 
 def test_corrupted_queries_by_hand():

@@ -320,12 +320,20 @@ def test_image_space_optimisation_is_pushed_to_the_change_of_another_run(convolu
     source = convolutional(pictures).argmax(1)
     target = torch.where(torch.arange(4) == 1, source, (source + 1) % 4)
     distance = torch.tensor([0.01, 0.02, 0.03, 0.05])
-    way = baselines.to_change(pictures, distance)
+    way = baselines.to_change(pictures, distance, target, 1e-6)
     batch = baselines.iso_at(pictures, source, target, way, classifier=convolutional, learning_rate=0.05)
     others = [0, 2, 3]
     assert (batch.distance[others, 0] >= distance[others] - 1e-6).all()
     assert (batch.distance[others, 0] <= 1.25 * distance[others]).all()  # the first iterate beyond it
     assert batch.status[1, 0] == "skipped" and batch.distance[1, 0] == 0
+
+
+def test_what_is_far_enough_and_not_convinced_is_pushed_further(problem):
+    x, target, classifier = problem
+    settings = {"classifier": classifier, "learning_rate": 0.01, "lambdas": (1.0, 0.0, 5.0)}
+    way = baselines.to_change(x, torch.full((6,), 1e-3), target, 0.8)
+    batch = baselines.iso_at(x, 1 - target, target, way, **settings)
+    assert (batch.confidence[:, 0] >= 0.8 - 1e-5).all() and (batch.distance[:, 0] > 2e-3).all()
 
 
 def test_a_query_that_the_prior_cannot_draw_diverges(convolutional, pictures):
