@@ -25,6 +25,7 @@ from common.statistics import Estimate, half_sample_interval, paired_bootstrap, 
 
 MIN_PAIRS = 100
 MIN_SEEDS = 3
+ROUNDING = 1e-9  # a mean of resampled differences may miss 0 by so much
 Verdict = Literal["supported", "partly", "contradicted", "inconclusive", "not tested"]
 
 
@@ -273,7 +274,7 @@ def _decide(test: Test, estimate: Estimate) -> Verdict:
     low, high = estimate.low, estimate.high
     if test.kind in ("difference", "set_difference", "above"):
         line = test.bound or 0.0
-        holds, fails = low > line, high < line
+        holds, fails = low > line + ROUNDING, high < line - ROUNDING
     elif test.kind == "parity":
         holds, fails = -test.margin < low and high < test.margin, low > test.margin or high < -test.margin
     else:

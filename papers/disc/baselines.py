@@ -21,7 +21,7 @@ from papers.disc.consistency import (
     margin_target,
     with_variation,
 )
-from papers.disc.explain import Auxiliary, counterfactuals
+from papers.disc.explain import counterfactuals
 from papers.disc.method import JOINT, Fit, Reached, Schedule
 
 VARIATION = 0.3  # weight of the total variation
@@ -37,21 +37,18 @@ def pixels(
     strengths: Sequence[float] = (0.5, 0.9, 0.99),
     callback: Callable[[dict], None] | None = None,
     consistency: Semantics | None = None,
-    auxiliary: Auxiliary | None = None,
-    layers: Sequence[str] | None = None,
     lambdas: tuple[float, float, float] = (1.0, 0.0, 0.2),
     schedule: Schedule = JOINT,
-    variation: float = VARIATION,
     learning_rate: float = FreePixels.learning_rate,
 ) -> CounterfactualBatch:
-    """Free pixels under total variation and a `consistency`, or none: the first iterate that reaches each τ, or the
-    last. Nothing is drawn from `rng`."""
+    """Free pixels under total variation and a `consistency`, or none (§2.3): the contract of `common.explain`, its path
+    the first iterate that reaches each τ in `strengths`, or the last. Nothing is drawn from `rng`."""
     return counterfactuals(
         images, source, target, classifier=classifier, strengths=strengths,
         start=at(images[source != target], learning_rate),
-        consistency=with_variation(consistency, variation / lambdas[0]),  # total variation is not weighed by λ₁
+        consistency=with_variation(consistency, VARIATION / lambdas[0]),  # total variation is not weighed by λ₁
        
-        auxiliary=auxiliary, layers=layers, lambdas=lambdas, schedule=schedule, callback=callback,
+        lambdas=lambdas, schedule=schedule, callback=callback,
     )  # fmt: skip
 
 
@@ -96,13 +93,12 @@ def iso_at(
     callback: Callable[[dict], None] | None = None,
     lambdas: tuple[float, float, float] = (1.0, 0.0, 0.2),
     schedule: Schedule = JOINT,
-    variation: float = VARIATION,
     learning_rate: float = FreePixels.learning_rate,
 ) -> CounterfactualBatch:
-    """ISO, pushed."""
+    """ISO, pushed until `reached(rows)` is 1: image-space optimisation as far as another run."""
     return pushed(
         images, source, target, reached, classifier=classifier, start=at(images, learning_rate), callback=callback,
-        consistency=with_variation(None, variation / lambdas[0]), lambdas=lambdas, schedule=schedule,
+        consistency=with_variation(None, VARIATION / lambdas[0]), lambdas=lambdas, schedule=schedule,
     )  # fmt: skip
 
 

@@ -65,6 +65,7 @@ def total_variation(images: Tensor) -> Tensor:
 
 
 def pixel_error(images: Tensor, x: Tensor) -> Tensor:
+    """Mean squared error over all colour values: N."""
     return (images - x).square().flatten(1).mean(1)
 
 

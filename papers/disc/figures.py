@@ -14,7 +14,7 @@ import seaborn as sns
 from common.errors import one_line_errors
 from common.figures import save_figure, style
 from common.files import sha256
-from common.statistics import paired_bootstrap
+from papers.disc.tables import summary
 
 METHODS = {
     "iso": "ISO",
@@ -25,25 +25,14 @@ METHODS = {
     "iso@inr": "ISO at INR's change",
     "iso@own:inr": "ISO at INR's own change",
     "iso@inr+duq": "ISO at (INR + DUQ)'s change",
+    "iso@p:inr+duq": "ISO at (INR + DUQ)'s confidence",
     "inr@inr+duq": "INR at (INR + DUQ)'s change",
 }
 ANCHORS = {"pixel-ascent": "pixel ascent", "random": "random", "class-mean": "class mean", "twin": "true twin"}
 COLOURS = dict(
-    zip([*METHODS, *ANCHORS], sns.color_palette("colorblind", 10) + sns.color_palette("dark", 3), strict=True)
+    zip([*METHODS, *ANCHORS], sns.color_palette("colorblind", 10) + sns.color_palette("dark", 4), strict=True)
 )
 SCORES = {"oracle_share": "share of judges that see the target", "localisation": "change on the true mask ÷ chance"}
-
-
-def means(rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """Mean and 95 % interval over images of each metric at every strength of one method."""
-    lines = []
-    for strength, cell in rows.groupby("strength"):
-        line = {"strength": strength}
-        for metric in metrics:
-            found = paired_bootstrap(cell.groupby("image")[metric].mean().to_numpy(float))
-            line |= {metric: found.mean, f"{metric}_low": found.low, f"{metric}_high": found.high}
-        lines.append(line)
-    return pd.DataFrame(lines)
 
 
 def marked(axis: plt.Axes, found: pd.DataFrame, x: str, y: str, **style_of) -> None:
@@ -64,10 +53,10 @@ def equal_change(cells: pd.DataFrame) -> plt.Figure:
         for method, name in (METHODS | ANCHORS).items():
             rows = here[here["method"] == method]
             if rows[score].notna().any():
-                found, anchor = means(rows, ["distance", score]), method in ANCHORS
+                found, anchor = summary(rows, ["strength"], ["distance", score]), method in ANCHORS
                 look = {"ls": "--", "marker": "."} if anchor else {"ls": "-", "marker": "s" if "@" in method else "o"}
                 marked(axis, found, "distance", score, color=COLOURS[method], label=name, ms=4, **look)
-        axis.set(xlabel="mean |x′ − x|", title=f"{world}: {SCORES[score]}", xscale="log")
+        axis.set(xlabel="mean |x̄ − x|", title=f"{world}: {SCORES[score]}", xscale="log")
         axis.title.set_fontsize("small")
     handles = {}
     for axis in axes.flat:
@@ -82,7 +71,7 @@ def students(table: pd.DataFrame) -> plt.Figure:
     curve is that of pixel attacks. Below one half they learnt the opposite."""
     figure, axis = plt.subplots(figsize=(6.4, 4.2))
     curve, names = table[table["method"].isin(["identity", "pixel-ascent"])], METHODS | {"twin": "true twin"}
-    line = means(curve.assign(strength=curve["distance"].round(6)), ["distance", "correct"])
+    line = summary(curve.assign(strength=curve["distance"].round(6)), ["strength"], ["distance", "correct"])
     marked(
         axis,
         line.sort_values("distance"),
@@ -95,7 +84,7 @@ def students(table: pd.DataFrame) -> plt.Figure:
     )
     for method, cell in table.groupby("method"):
         if method in names:
-            found = means(cell, ["distance", "correct"])
+            found = summary(cell, ["strength"], ["distance", "correct"])
             marked(axis, found, "distance", "correct", color=COLOURS[method], ls="", marker="o", label=names[method])
     real = table.loc[table["method"] == "real", "correct"].mean()
     axis.axhline(real, color="C2", lw=1, label="the real queries")
@@ -108,7 +97,7 @@ def students(table: pd.DataFrame) -> plt.Figure:
 def robustness(survival: pd.DataFrame) -> plt.Figure:
     """R-b: the share of finished counterfactuals that a classifier still reads as the target after a corruption, at
     τ = .9 (those at equal change at theirs), mean over severities."""
-    wanted = ("real", "iso", "lso", "inr", "inr+duq", "iso@inr+duq")
+    wanted = ("real", "iso", "iso@p:inr+duq", "iso@inr+duq", "inr", "inr+duq")
     at = survival["strength"].isin([0.9]) | survival["method"].str.contains("@") | (survival["method"] == "real")
     here = survival[at & survival["method"].isin(wanted) & (survival["starts"] == "pairs")]
     each = sorted(name for name in here if name.startswith("survives_"))
@@ -142,7 +131,7 @@ def realism(cells: pd.DataFrame, kid: pd.DataFrame) -> plt.Figure:
                 color=COLOURS.get(method, "0.3"), label=names[method],
             )  # fmt: skip
     axis.axhline(0, color="0.5", lw=0.8)
-    axis.set(xlabel="share of judges that see the target", ylabel="KID (lower: more like real images)", yscale="symlog")
+    axis.set(xlabel="share of judges that see the target", ylabel="KID (lower: more like real images)")
     axis.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 

@@ -38,7 +38,7 @@ def titled(shard: Shard, method: str, i: int, level: float) -> tuple[Tensor, str
     batch = shard.batches[method]
     j = batch.strengths.index(level) if level in batch.strengths else len(batch.strengths) - 1
     p, status = batch.confidence[i, j].item(), batch.status[i, j]
-    short = " not reached" if level < 1 and level in batch.strengths and p < level - 5e-3 else ""
+    short = " not reached" if level < 1 and level in batch.strengths and p < level - 1e-6 else ""
     return batch.images[i, j], f"p = {p:.2f}" + (" diverged" if status == "diverged" else short)
 
 

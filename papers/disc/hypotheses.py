@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from common.classifiers.companion import load_companion
-from common.data import datasets
 from common.errors import VceError, one_line_errors
 from common.explain import Streams
 from common.progress import Progress
@@ -23,7 +22,7 @@ from common.tensors import not_a, read_tensors, write_tensors
 from papers.disc.consistency import Functional, graded_target, regression_target
 from papers.disc.layers import Layers
 from papers.disc.method import Reached, fit, invert
-from papers.disc.shards import Recipe, recipe_of
+from papers.disc.shards import Recipe, recipe_of, start_images
 from papers.disc.train import load_regressor
 
 TOLERANCE = 0.01  # of the output; a query this near its hypothesis is done
@@ -87,14 +86,12 @@ def _check_kind(kind: str) -> None:
 
 
 def explain_hypotheses(
-    entry: dict, recipe: Recipe, model: nn.Module, table: pd.DataFrame, data: Path, seed: int, callback
+    entry: dict, recipe: Recipe, model: nn.Module, table: pd.DataFrame, data: Path, seed: int, callback: Callable
 ) -> Hypotheses:
     """One fit per image, then L searches from it at once: `levels` are probabilities of the image's target class, or
     differences to the regressor's output. `weight` is λ₃; the manifold term is off."""
     world, kind, levels = entry["world"], entry["kind"], torch.tensor(entry["levels"])
-    chosen = table if "source" not in entry else table[table["label"] == entry["source"]]
-    pairs = datasets.load(world, chosen, "pairs", data, entry["n"])
-    target = datasets.targets(table, pairs.ids)
+    pairs, target = start_images(entry, table, data, seed)
     rng = Streams(seed, pairs.ids, tuple(target.tolist()))
     layers, x = Layers(model, tuple(pairs.images.shape[1:])), pairs.images
     n, size = len(x), len(levels)

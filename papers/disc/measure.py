@@ -19,7 +19,7 @@ from common.classifiers.checkpoints import load_checkpoint
 from common.classifiers.companion import Companion, load_companion
 from common.classifiers.oracles import Panel
 from common.classifiers.training import accuracy
-from common.data import datasets
+from common.data import datasets, faces
 from common.errors import one_line_errors
 from common.explain import CounterfactualBatch
 from common.files import atomic_path
@@ -28,6 +28,7 @@ from common.metrics import ground_truth, perturbation
 from common.metrics.realism import Features, Halves, Reference
 from common.progress import Progress
 from common.results import PANEL
+from papers.disc.explain import FIT
 from papers.disc.hypotheses import Hypotheses, read_hypotheses
 from papers.disc.train import load_regressor
 
@@ -35,7 +36,7 @@ NEIGHBOURS = 5
 MIN_RECONSTRUCTED = 0.9  # accuracy that a judge must keep on what a prior drew
 MOST_LOST = 0.1  # accuracy that the drawings may cost the classifier
 HALF_NYQUIST = 0.25  # cycles per pixel
-CONFIDENCES = ("iso", "lso", "statistics", "inr", "siren", "dip")  # methods whose strengths are thresholds τ
+CONFIDENCES = ("iso", "lso", "statistics", "inr", "dip")  # methods whose strengths are thresholds τ
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def hypothesis_rows(found: Hypotheses, folder: Path, data: Path) -> pd.DataFrame
     independent regressor (`reader`) see, and the regressor's own `reliance` on the depth.
 
     `rank` is Spearman's ρ of an image between requested and exact change, or of a graded hypothesis the output's; `met`
-    says that the output is within .05 of it, `half_…` by how much a reader sees more than half of it.
+    says that the output is within .05 of it, `half_…` by how much a reader sees more than half of it. What the prior
+    could not draw counts as not changed.
     """
     n, size = found.requested.shape
     originals = datasets.load_ids(found.world, found.ids, data).images
@@ -183,7 +185,7 @@ def hypothesis_rows(found: Hypotheses, folder: Path, data: Path) -> pd.DataFrame
         factors = datasets.face_factors(found.ids)
         twins = datasets.twins(found.world, found.ids)
         old, young = twins[:, 1], twins[:, 0]
-        depth = 0.55 + 0.45 * factors.lines - 0.25 * factors.lines  # of the twin beyond the face itself
+        depth = faces.twin(factors, "old", 1).wrinkles - faces.twin(factors, "old", 0).wrinkles
         progress = ground_truth.factor_progress(flat, start, old.repeat_interleave(size, 0)).view(n, size)
         own, reader = (load_regressor(folder / f"{name}-{found.seed}.safetensors") for name in ("age", "age-reader"))
         with torch.no_grad():
@@ -196,6 +198,9 @@ def hypothesis_rows(found: Hypotheses, folder: Path, data: Path) -> pd.DataFrame
     numbers = {"requested": requested, "reached": reached, "rank": rank[:, None].expand(n, size), **values}
     numbers["met"] = ((reached - requested).abs() <= 0.05).float()
     numbers |= {f"half_{name}": values[name] - requested / 2 for name in ("exact", "reader")}
+    undrawn = (found.error > FIT)[:, None].expand(n, size)
+    for name, nothing in {"met": 0.0, "rank": 0.0, "half_exact": -requested / 2, "half_reader": -requested / 2}.items():
+        numbers[name] = torch.where(undrawn & numbers[name].isfinite(), nothing, numbers[name])
     rows = pd.DataFrame({name: value.flatten().numpy() for name, value in numbers.items()})
     strength = np.tile(np.arange(size, dtype=float), n)  # the place of the hypothesis, whatever its float
     image = np.repeat(np.array(found.ids, dtype=object), size)

@@ -40,11 +40,12 @@ class Schedule:
         return k / self.steer
 
     def weight(self, k: int) -> float:
+        """w(k)."""
         return min(1.0, self.ramp * self.share(k)) if self.ramp else 1.0
 
 
 PROGRESSIVE = Schedule()
-JOINT = Schedule(fit=0, steer=400, ramp=0.0)  # P-0: as many iterations
+JOINT = Schedule(fit=0, steer=400, ramp=0.0)  # of baselines: as many iterations
 
 
 @dataclass(frozen=True)

@@ -124,11 +124,12 @@ for job in DISC["jobs"]:
             src=digest("papers.disc.shards"),
             entries=json.dumps(entries),
             recipes=json.dumps({world: DISC["recipes"][world] for world in worlds}),
+            level=config["match_at"],
             systems=DISC_SYSTEMS,
             splits=SPLITS,
         shell:
             "python -m papers.disc.shards --entries {params.entries:q} --recipes {params.recipes:q}"
-            " --systems {params.systems} --splits {params.splits} --seed {wildcards.seed} --out {output[0]}"
+            " --level {params.level} --systems {params.systems} --splits {params.splits} --seed {wildcards.seed} --out {output[0]}"
             " 2> >(tee {log} >&2)"
 
 

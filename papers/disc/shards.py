@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -35,9 +34,10 @@ from papers.disc.method import Fit, Schedule
 from papers.disc.names import MARKS, cell_name
 
 BASELINES = {"iso": baselines.iso, "iso/fast": baselines.iso, "lso": baselines.lso, "statistics": baselines.statistics}
-PRIORS = {"inr": CoordinateNetwork, "siren": partial(CoordinateNetwork, kind="siren"), "dip": DeepImagePrior}
+PRIORS = {"inr": CoordinateNetwork, "dip": DeepImagePrior}
 COMPANIONS = {"duq": NearAnyCentroid, "dep": PredictedError}
-FAST = 10.0
+FAST = 10.0  # how much longer the steps of iso/fast are
+PUSH = 2.5  # and those of ISO pushed to the change of another cell, or its budget ends before
 SHARE_FIT = ("P-A", "P-B", "P-D")  # P-C fits other layers, P-0 nothing
 METHODS = (*BASELINES, *PRIORS, "pixel-ascent")
 
@@ -63,8 +63,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that all cells share: λ₁, another λ₁ of the feature statistics, λ₃, and λ₂ by companion; iterations;
-    the rate of free pixels; the priors' own settings; the confidence of a first success."""
+    """The settings that all cells of a world share: λ₁, another λ₁ of the feature statistics, λ₃, and λ₂ by companion;
+    iterations of fit and steering, and how fast w rises; the rate of free pixels."""
 
     semantics: float
     statistics: float
@@ -73,12 +73,11 @@ class Recipe:
     fit: int
     steer: int
     ramp: float
-    level: float
     pixel_rate: float
-    priors: dict[str, dict] = field(default_factory=dict)
 
     @property
     def schedule(self) -> Schedule:
+        """P-A's."""
         return Schedule(self.fit, self.steer, self.ramp)
 
     @property
@@ -93,7 +92,8 @@ class Recipe:
         return self.semantics, self.manifold[companion] if companion else 0.0, self.functional
 
     def prior(self, name: str, shape: tuple[int, int, int]) -> Prior:
-        return PRIORS[name](shape, **self.priors.get(name, {}))
+        """The prior called `name`, for images of this shape."""
+        return PRIORS[name](shape)
 
 
 def parse_cells(cells: list[dict]) -> list[Cell]:
@@ -111,6 +111,8 @@ def parse_cells(cells: list[dict]) -> list[Cell]:
             raise VceError(f"cells: {cell.method} cannot be pushed; choose one of iso, {', '.join(PRIORS)}")
         if not cell.strengths or (cell.method != "pixel-ascent" and not all(0 < tau <= 1 for tau in cell.strengths)):
             raise VceError(f"cells: strengths {cell.strengths} of {cell.name} are no confidences above 0 and up to 1")
+        if cell.manifold and cell.method not in PRIORS:
+            raise VceError(f"cells: {cell.method} has no manifold term; choose one of {', '.join(PRIORS)}")
         if cell.manifold not in ("", *COMPANIONS):
             raise VceError(f"cells: companion {cell.manifold!r} is unknown; choose one of {', '.join(COMPANIONS)}")
     twice = {cell.name for cell in parsed if [other.name for other in parsed].count(cell.name) > 1}
@@ -129,14 +131,12 @@ class Job:
     companion: Companion
     rng: Streams
     recipe: Recipe
+    level: float
     callback: Callable[[dict], None] | None = None
-
-    @cached_property
-    def fits(self) -> dict[str, Fit]:
-        """Every prior that was asked for, fitted once."""
-        return {}
+    fits: dict[str, Fit] = field(default_factory=dict)
 
     def fitted(self, name: str) -> Fit:
+        """The fit of a prior to all images, done once and kept in `fits`."""
         if name not in self.fits:
             prior = self.recipe.prior(name, tuple(self.images.shape[1:]))
             self.fits[name] = fit_prior(
@@ -153,8 +153,7 @@ class Job:
         if cell.method == "pixel-ascent":
             return anchors.pixel_ascent(*three, rng=self.rng, strengths=cell.strengths, **here)
         lambdas = self.recipe.lambdas(cell.manifold)
-        auxiliary = COMPANIONS[cell.manifold](self.companion) if cell.manifold else None
-        here |= {"strengths": cell.strengths, "lambdas": lambdas, "auxiliary": auxiliary}
+        here |= {"strengths": cell.strengths, "lambdas": lambdas}
         if cell.method == "statistics":
             here["lambdas"] = (self.recipe.statistics, *lambdas[1:])
         if cell.method in BASELINES:
@@ -163,6 +162,7 @@ class Job:
             return BASELINES[cell.method](*three, **here)
         prior = self.recipe.prior(cell.method, tuple(self.images.shape[1:]))
         fitted = self.fitted(cell.method) if cell.reading in SHARE_FIT else None
+        here["auxiliary"] = COMPANIONS[cell.manifold](self.companion) if cell.manifold else None
         return explain(
             *three,
             rng=self.rng,
@@ -179,7 +179,7 @@ class Job:
         if cell.like not in done:
             raise VceError(f"cells: {cell.name} needs the cell {cell.like} before it in the same entry")
         other = done[cell.like]
-        place = other.first_success(self.recipe.level)
+        place = other.first_success(self.level)
         start = other.reference if cell.by == "own" else self.images
         if start is None:
             raise VceError(f"cells: {cell.name}: {cell.like} draws nothing of its own; leave out `by`")
@@ -187,10 +187,10 @@ class Job:
             reached = baselines.to_confidence(self.target, other.confidence[torch.arange(len(place)), place])
         else:
             distance = (other.at(place) - start).abs().flatten(1).mean(1)
-            reached = baselines.to_change(self.images, distance, self.target, self.recipe.level)
+            reached = baselines.to_change(self.images, distance, self.target, self.level)
         here["lambdas"] = self.recipe.lambdas("")
         if cell.method == "iso":
-            here |= {"schedule": self.recipe.joint, "learning_rate": self.recipe.pixel_rate}
+            here |= {"schedule": self.recipe.joint, "learning_rate": PUSH * self.recipe.pixel_rate}
             return baselines.iso_at(*three, reached, **here)
         schedule, start = self.recipe.schedule, self.fitted(cell.method)
         return baselines.pushed(*three, reached, start=start, schedule=schedule, **here)
@@ -203,7 +203,7 @@ def recipe_of(recipes: dict[str, dict], world: str) -> Recipe:
     return parse_recipe(Recipe, recipes[world])
 
 
-def start_images(entry: dict, table: pd.DataFrame, data: Path, rng_seed: int) -> tuple[datasets.Images, Tensor]:
+def start_images(entry: dict, table: pd.DataFrame, data: Path, seed: int) -> tuple[datasets.Images, Tensor]:
     """The first `n` images of the pairs split, those of the class `source` alone where it is named, and their targets;
     with a `corruption`, name and severity, corrupted."""
     chosen = table if "source" not in entry else table[table["label"] == entry["source"]]
@@ -214,19 +214,26 @@ def start_images(entry: dict, table: pd.DataFrame, data: Path, rng_seed: int) ->
         )
     target = datasets.targets(table, pairs.ids)
     if "corruption" in entry:
-        rng = Streams(rng_seed, pairs.ids, tuple(target.tolist()))
+        rng = Streams(seed, pairs.ids, tuple(target.tolist()))
         pairs = replace(pairs, images=corrupted(pairs.images, *entry["corruption"], rng))
     return pairs, target
 
 
 def explain_entry(
-    entry: dict, recipe: Recipe, companion: Companion, table: pd.DataFrame, data: Path, seed: int, progress: Progress
+    entry: dict,
+    recipe: Recipe,
+    level: float,
+    companion: Companion,
+    table: pd.DataFrame,
+    data: Path,
+    seed: int,
+    progress: Progress,
 ) -> tuple[Shard, list[dict]]:
     """All cells of an entry, and what each cost: seconds, gradient evaluations of the classifier."""
     world = entry["world"]
     pairs, target = start_images(entry, table, data, seed)
     rng = Streams(seed, pairs.ids, tuple(target.tolist()))
-    job = Job(pairs.images, pairs.labels, target, companion, rng, recipe, progress)
+    job = Job(pairs.images, pairs.labels, target, companion, rng, recipe, level, progress)
     batches, cost = {}, []
     for cell in parse_cells(entry["cells"]):
         start, known = time.perf_counter(), set(job.fits)
@@ -273,6 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", type=json.loads, required=True, help="JSON list: world, starts, n, cells")
     parser.add_argument("--recipes", type=json.loads, required=True, help="JSON: settings by world")
+    parser.add_argument("--level", type=float, required=True, help="the confidence of a first success")
     parser.add_argument("--systems", type=Path, required=True, help="folder of WORLD-SEED.safetensors")
     parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
@@ -287,7 +295,7 @@ def main() -> None:
             table = pd.read_parquet(args.splits / f"{world}.parquet")
             companion = load_companion(args.systems / f"{world}-{args.seed}.safetensors")
             recipe = recipe_of(args.recipes, world)
-            shard, spent = explain_entry(entry, recipe, companion, table, args.data, args.seed, progress)
+            shard, spent = explain_entry(entry, recipe, args.level, companion, table, args.data, args.seed, progress)
             cost += [{"world": world, "starts": shard.starts, **line} for line in spent]
             shards.append(shard)
     facts = {"commit": commit(), "seed": args.seed, "cells": cost}

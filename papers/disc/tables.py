@@ -7,6 +7,7 @@ python -m papers.disc.tables --results DIR --out DIR
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from common.errors import one_line_errors
@@ -19,6 +20,7 @@ LADDER = [
     "confidence", "valid", "diverged", *JUDGED, "distance", "own_distance", "localisation", "localisation_own",
     "high_frequency", "factor_progress", "twin_error", "drift", "knn", "steps",
 ]  # fmt: skip
+LEVEL = 0.9  # of the first success that a cell at equal change is compared with
 CELL = ["world", "starts", "method", "strength"]
 
 
@@ -39,7 +41,21 @@ def summary(rows: pd.DataFrame, keys: list[str], metrics: list[str]) -> pd.DataF
 def ladder_table(cells: pd.DataFrame, kid: pd.DataFrame) -> pd.DataFrame:
     """Every cell at every strength: matched confidence (τ = .9), the whole budget (τ = 1) and equal change (a@b) in one
     table; realism (KID of the whole set) beside what the panel sees."""
-    return summary(cells, CELL, LADDER).merge(kid.drop(columns="n"), on=CELL, how="left")
+    ladder = summary(cells, CELL, LADDER).merge(kid.drop(columns="n"), on=CELL, how="left")
+    return ladder.assign(change_ratio=change_ratio(cells, ladder))
+
+
+def change_ratio(cells: pd.DataFrame, ladder: pd.DataFrame) -> pd.Series:
+    """Of every line a@b the median of the change of a ÷ that of b at its first success, query by query: 1 is equal."""
+    keys = ["world", "starts", "seed", "image"]
+    success = cells[np.isclose(cells["strength"], LEVEL)].set_index([*keys, "method"])["distance"]
+    found = {}
+    for (world, starts, method), cell in cells[cells["method"].str.contains("@")].groupby(CELL[:3]):
+        if "@own" not in method and "@p" not in method:
+            other = method.partition("@")[2]
+            wanted = success.xs(other, level="method").reindex(pd.MultiIndex.from_frame(cell[keys]))
+            found[world, starts, method] = float(np.median(cell["distance"].to_numpy() / wanted.to_numpy()))
+    return ladder[CELL[:3]].apply(tuple, axis=1).map(found)
 
 
 def progressive_table(ladder: pd.DataFrame) -> pd.DataFrame:
@@ -82,7 +98,9 @@ def main() -> None:
         "students": student_table(students),
         "robustness": robustness_table(survival, corrupted),
         "hypotheses": summary(
-            hypotheses, ["world", "kind", "strength"], ["requested", "reached", "exact", "reader", "met", "reliance"]
+            hypotheses,
+            ["world", "kind", "strength"],
+            ["requested", "reached", "exact", "reader", "rank", "half_exact", "half_reader", "met", "reliance"],
         ),
     }
     for name, table in tables.items():

@@ -40,6 +40,7 @@ class Regressor(nn.Module):
 
 
 def save_regressor(regressor: Regressor, path: Path, facts: dict) -> None:
+    """Write it atomically; `facts` (recipe, mean error) are kept as JSON metadata."""
     header = {"architecture": regressor.architecture, "image_shape": regressor.image_shape, "facts": facts}
     write_tensors(path, "regressor", regressor.state_dict(), header)
 

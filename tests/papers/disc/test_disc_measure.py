@@ -152,11 +152,11 @@ def test_a_path_is_valid_where_it_reached_its_threshold_and_pushed_ones_have_non
     path = path_of(originals, *(x * share for share in (0.2, 0.6, 1.0)))
     batch = replace(path, strengths=(0.4, path.confidence[0, 1].item(), 1.0))
     found = {name: measure.more_metrics(shard_of(originals, {}), name, batch, world)["valid"].view(3, 6)
-             for name in ("iso", "dip+duq", "siren", "iso@inr", "pixel-ascent", "twin")}  # fmt: skip
+             for name in ("iso", "dip+duq", "inr", "iso@inr", "pixel-ascent", "twin")}  # fmt: skip
     expected = (path.confidence[:, :2] >= torch.tensor(batch.strengths[:2]) - 1e-6).float().T
     assert 0 < expected.mean() < 1
     for name, values in found.items():
-        threshold = name in ("iso", "dip+duq", "siren")
+        threshold = name in ("iso", "dip+duq", "inr")
         assert values[2].isnan().all() and (torch.equal(values[:2], expected) if threshold else values.isnan().all())
 
 

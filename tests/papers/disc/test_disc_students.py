@@ -281,5 +281,5 @@ def test_the_job_writes_sets_and_curve(tmp_path, monkeypatch, capsys):
             again = student_rows(sets, test, own, names, recipe, seeds, progress)
         assert again["correct"].equals(rows["correct"][: len(again)]) == mine
     with pytest.raises(SystemExit):
-        run("--recipe", json.dumps({**FIELDS, "epoch": 1}), "--methods", "inr")
+        run("--recipe", json.dumps({**FIELDS, "epoch": 1}), "--methods", "inr", "--levels", "0.9")
     assert "unexpected keyword argument 'epoch'; fix it in config/" in capsys.readouterr().err
