@@ -51,6 +51,8 @@ def explain(
 
     Example: vce explain --method clarity --image digit.png --target 3 --out out
 
+    Example: vce explain --method disc --image cat.png --target "Egyptian cat" --out out
+
     Look at out/cat/overview.png first; its pictures and numbers lie beside it.
 
     An unreadable image gets a record that says why, the others are explained, and the exit code is 1.

@@ -119,7 +119,7 @@ for job in DISC["jobs"]:
             f"{DISC_BATCHES}/{name}-{{seed}}.cost.json",
         log:
             f"{LOGS}/disc/explain/{name}-{{seed}}.log",
-        priority: 5 if "ladder" in job else 4
+        priority: 5
         params:
             src=digest("papers.disc.shards"),
             entries=json.dumps(entries),
