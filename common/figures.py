@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 
-from common.files import atomic_path
+from common.files import atomic_path, sha256
 
 if TYPE_CHECKING:  # a second and a half of imports for a figure of numbers
     from torch import Tensor
@@ -41,6 +42,25 @@ def save_figure(figure: plt.Figure, path: Path, provenance: dict) -> None:
         with atomic_path(path.with_suffix(suffix)) as temporary:
             figure.savefig(temporary, metadata=metadata, bbox_inches=box)
     plt.close(figure)
+
+
+def save_figures(
+    drawn: dict[str, tuple[plt.Figure, Sequence[Path]]],
+    folder: Path,
+    rule: str,
+    label: Callable[[Path], str] = lambda path: path.name,
+) -> None:
+    """Write figures by name, each with the files that it was drawn from: those are in its provenance by their `label`,
+    with their sha256."""
+    hashes = {path: sha256(path) for _, inputs in drawn.values() for path in inputs}
+    for name, (figure, inputs) in drawn.items():
+        made = {"rule": rule, "figure": name, "inputs": {label(path): hashes[path] for path in inputs}}
+        save_figure(figure, folder / f"{name}.png", made)
+
+
+def drawn_rows(n: int, seed: int, count: int) -> list[int]:
+    """Positions of up to `count` of n rows, drawn and not chosen, in order."""
+    return sorted(np.random.Generator(np.random.Philox(key=seed)).permutation(n)[:count].tolist())
 
 
 def image_grid(rows: list[list[tuple[np.ndarray, str]]], labels: list[str], cell: float = 1.35) -> plt.Figure:

@@ -196,7 +196,7 @@ def edited_modules(doors: Doors) -> None:
         },
         "papers/svce/exactness.py": {"svce_exactness", "svce_verdicts", "svce_judged_figures", "verdict_figure"},
         "papers/clarity/tables.py": {"clarity_tables"},
-        "papers/disc/tables.py": {"disc_tables", "disc_figures"},
+        "papers/disc/tables.py": {"disc_tables"},
         "common/verdicts.py": {
             "svce_verdicts",
             "svce_judged_figures",

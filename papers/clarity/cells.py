@@ -14,9 +14,9 @@ from common.errors import one_line_errors
 from common.files import atomic_path
 from common.measure import judged
 from common.results import COLUMNS, PANEL, write_rows
-from common.statistics import half_sample_interval
+from common.tables import JUDGED, cost_table, kid_intervals
 from papers.clarity.factors import factor_shares, plateau_auc
-from papers.clarity.names import JUDGED, cell_names
+from papers.clarity.names import cell_names
 
 CLOSE = 0.8  # a correct image of lower confidence is close to its boundary
 MIN_RECONSTRUCTED = 0.9  # accuracy that a judge must keep on reconstructions
@@ -142,25 +142,6 @@ def coverage_table(rows: pd.DataFrame, adequate: pd.DataFrame, level: float) -> 
     return table.merge(adequate, on=["world", "seed"])
 
 
-def kid_intervals(kid: pd.DataFrame) -> pd.DataFrame:
-    """KID of every cell: mean over training seeds (and single members), interval from half-samples."""
-    keys = ["world", "classifier", "method", "strength"]
-    table = kid.groupby([*keys, "half"])["kid"].mean().unstack("half")
-    intervals = np.array([half_sample_interval(estimates) for estimates in table.to_numpy()])
-    found = {"kid": table[0].to_numpy(), "kid_low": intervals[:, 0], "kid_high": intervals[:, 1]}
-    return table.index.to_frame(index=False).assign(**found)
-
-
-def cost_table(files: list[Path]) -> pd.DataFrame:
-    """Seconds, gradient evaluations and overhead = seconds ÷ (evaluations × the system's own gradient), by cell."""
-    rows = []
-    for path in files:
-        cost = json.loads(path.read_text())
-        rows += [{**cell, "seed": cost["seed"], "commit": cost["commit"]} for cell in cost["cells"]]
-    table = pd.DataFrame(rows)
-    return table.assign(overhead=table["seconds"] / (table["evaluations"] * table["pass_seconds"]))
-
-
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,7 +175,7 @@ def main() -> None:
         "coverage": coverage_table(rows, adequate, args.level),
         "factors": factor_shares(digits).merge(adequate[adequate["world"] == "mnist"], on="seed"),
         "plateau": plateau_auc(digits, gradients, args.level).merge(adequate[adequate["world"] == "mnist"], on="seed"),
-        "kid": kid_intervals(kid[kid["adequate"] == 1]),
+        "kid": kid_intervals(kid[kid["adequate"] == 1], ["world", "classifier", "method", "strength"]),
     }
     for name, table in outputs.items():
         with atomic_path(args.out / f"{name}.parquet") as temporary:
@@ -202,7 +183,7 @@ def main() -> None:
     with atomic_path(args.out / "tables" / "oracle_gate.csv") as temporary:
         gate.to_csv(temporary, index=False, float_format="%.4f")
     with atomic_path(args.cost) as temporary:
-        cost_table(args.costs).to_parquet(temporary, index=False)
+        cost_table(args.costs, ["pass_seconds"]).to_parquet(temporary, index=False)
     # what is explained for coverage alone has other images than the method of that name
     rows["method"] = rows["method"].mask(covering, rows["method"] + "/coverage")
     write_rows(rows[list(COLUMNS)], args.out / "rows.parquet")

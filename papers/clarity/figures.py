@@ -12,8 +12,7 @@ import pandas as pd
 import seaborn as sns
 
 from common.errors import one_line_errors
-from common.figures import save_figure, style
-from common.files import sha256
+from common.figures import save_figures, style
 from common.matching import At, read
 from common.statistics import paired_bootstrap
 from papers.clarity.names import SPACES
@@ -153,9 +152,7 @@ def main() -> None:
         "rf5-confidence-realism": (confidence_realism(by_cell), [cells]),
         "plateau": (plateau(start, failures), [gradients, auc]),
     }
-    for name, (figure, inputs) in drawn.items():
-        hashes = {path.name: sha256(path) for path in inputs}
-        save_figure(figure, args.out / f"{name}.png", {"rule": "clarity_figures", "figure": name, "inputs": hashes})
+    save_figures(drawn, args.out, "clarity_figures")
 
 
 if __name__ == "__main__":

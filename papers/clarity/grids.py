@@ -17,17 +17,11 @@ from common.batches import Shard, read_shards
 from common.data import datasets
 from common.errors import one_line_errors
 from common.explain import log_confidence
-from common.figures import difference_map, image_grid, picture, save_figure, style, with_maximum
-from common.files import sha256
+from common.figures import difference_map, drawn_rows, image_grid, picture, save_figures, style, with_maximum
 from papers.clarity.systems import Systems, load_systems
 
 RANDOM_PAIRS = 8
 COLUMNS = ("p.0", "p-m5", "l-mean.0", "l-sample.0", "l-sample-m5")
-
-
-def random_pairs(n: int, seed: int) -> list[int]:
-    """Positions of 8 pairs, drawn and not chosen."""
-    return sorted(np.random.Generator(np.random.Philox(key=seed)).permutation(n)[:RANDOM_PAIRS].tolist())
 
 
 def grid(
@@ -40,7 +34,7 @@ def grid(
     reconstructed = systems.vae.reconstruct(originals)
     names = datasets.world(first.world).class_names
     rows, labels = [], []
-    for i in random_pairs(len(first.ids), seed):
+    for i in drawn_rows(len(first.ids), seed, RANDOM_PAIRS):
         line = [(picture(originals[i]), f"a {names[int(first.source[i])]}"), (picture(reconstructed[i]), "its g(μ(x))")]
         for column in columns:
             batch = shards[column].batches[method]
@@ -155,9 +149,7 @@ def main() -> None:
         "reconstructions": (reconstructions(both, args.splits, args.data), generators),
         "samples": (samples(both), generators),
     }  # fmt: skip
-    for name, (figure, inputs) in drawn.items():
-        hashes = {path.name: sha256(path) for path in inputs}
-        save_figure(figure, args.out / f"{name}.png", {"rule": "clarity_grids", "figure": name, "inputs": hashes})
+    save_figures(drawn, args.out, "clarity_grids")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ python -m papers.clarity.measure --shards F... --systems DIR --splits DIR --orac
 
 import argparse
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from common import judged_world
 from common.batches import Shard, read_shards
-from common.classifiers.checkpoints import load_checkpoint
-from common.classifiers.oracles import Panel
 from common.data import datasets
 from common.errors import one_line_errors
 from common.explain import CounterfactualBatch
@@ -24,35 +23,16 @@ from common.files import atomic_path
 from common.generators.vae import VAE
 from common.measure import by_strength, judge_accuracy, measure_shard, oracle_gate, reliance
 from common.metrics.im1 import ClassAutoencoders, load_autoencoders
-from common.metrics.realism import Features, Halves, Reference
 from common.progress import Progress
-from common.results import PANEL
 from papers.clarity.names import cell_of
 from papers.clarity.systems import System, Systems, load_systems
 
-NEIGHBOURS = 5
 
+@dataclass(frozen=True, eq=False)
+class World(judged_world.World):
+    """With class autoencoders where they exist."""
 
-class World:
-    """What measuring needs to know of one world: its panel, the features of a net that judges nothing, real images, and
-    class autoencoders where they exist."""
-
-    def __init__(self, name: str, table: pd.DataFrame, oracles: Path, data: Path, autoencoders: Path | None):
-        self.data = data
-        self.panel = Panel.load({judge: oracles / f"{name}-{judge}.safetensors" for judge in PANEL})
-        self.pairs = datasets.load(name, table, "pairs", data)
-        self.systems = datasets.load(name, table, "systems", data)
-        held = datasets.load(name, table, "oracles", data)
-        self.features = Features(load_checkpoint(oracles / f"{name}-features.safetensors"), held.images)
-        self.real, self.train = self.features(self.pairs.images), self.features(self.systems.images)
-        self.autoencoders: ClassAutoencoders | None = load_autoencoders(autoencoders) if autoencoders else None
-        self.references: dict[int, Reference] = {}  # of KID, by the number of explained images
-
-    def neighbour_distance(self, features: Tensor, target: Tensor) -> Tensor:
-        """Mean distance of N×D features to the 5 nearest training images of their target classes."""
-        distance = torch.cdist(features, self.train)
-        distance = distance.masked_fill(self.systems.labels[None] != target[:, None], torch.inf)
-        return distance.topk(NEIGHBOURS, dim=1, largest=False).values.mean(1)
+    autoencoders: ClassAutoencoders | None = None
 
 
 class AggregatePosterior:
@@ -134,18 +114,9 @@ def measured_shard(
 
 
 def kid_table(shard: Shard, sets: dict[tuple[str, float], Tensor], world: World) -> pd.DataFrame:
-    """KID of every set of counterfactuals in a shard, given their features, against real images of the pairs split that
-    are not explained: `half` 0 is that of everything, the rest are half-samples."""
-    n = len(shard.ids)
-    if n not in world.references:
-        world.references[n] = Reference(world.real[n:], Halves.draw(n, len(world.real) - n))
+    """KID of every set of counterfactuals in a shard, by its cell (`common.judged_world.World.kid`)."""
     space, m = cell_of(shard.classifier)
-    facts = {"world": shard.world, "seed": shard.seed, "classifier": f"{space}-m{m}"}
-    lines = []
-    for (method, strength), features in sets.items():
-        kid = world.references[n].kid(features).numpy()
-        lines.append({**facts, "method": method, "strength": strength, "half": np.arange(len(kid)), "kid": kid})
-    return pd.concat([pd.DataFrame(line) for line in lines], ignore_index=True)
+    return world.kid(shard, sets).assign(classifier=f"{space}-m{m}")
 
 
 def systems_file(folder: Path, shard: Shard) -> Path:
@@ -181,11 +152,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
     parser.add_argument("--out", type=Path, required=True, help="folder of rows, kid and gate .parquet")
     args = parser.parse_args()
-    autoencoders = dict(item.split("=", 1) for item in args.autoencoders)
+    files = dict(item.split("=", 1) for item in args.autoencoders)
+    trained_autoencoders = {name: load_autoencoders(Path(path)) for name, path in files.items()}
     shards = [shard for path in args.shards for shard in read_shards(path)]
     tables = {name: pd.read_parquet(args.splits / f"{name}.parquet") for name in {shard.world for shard in shards}}
     worlds = {
-        name: World(name, table, args.oracles, args.data, autoencoders.get(name)) for name, table in tables.items()
+        name: World.load(name, table, args.oracles, args.data, autoencoders=trained_autoencoders.get(name))
+        for name, table in tables.items()
     }
     rows, kid = [], []
     trained: dict[Path, tuple[Systems, AggregatePosterior]] = {}

@@ -2,9 +2,6 @@
 
 from collections.abc import Iterable
 
-from common.results import JUDGES
-
-JUDGED = ("oracle_share", "oracle_valid", *(f"oracle_{judge}" for judge in JUDGES))  # metrics of the panel
 SPACES = {
     "p": "pixels (P)",
     "pr": "reconstructions (PR)",

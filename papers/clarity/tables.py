@@ -11,8 +11,8 @@ import pandas as pd
 
 from common.errors import one_line_errors
 from common.files import write_atomic
-from common.statistics import paired_bootstrap
-from papers.clarity.names import JUDGED, cell_names
+from common.tables import JUDGED, summary
+from papers.clarity.names import cell_names
 
 CHANGES = ["im1", "knn", "change", "distance", "dz", "twin_error", "steps"]
 LATENTS = ["bald", "latent_norm", "latent_nll", "round_trip", "diverged", "straightness"]
@@ -24,20 +24,6 @@ OWN_THRESHOLD = {
     "revise-adam/tuned": [0.5, 0.9], "latent-ascent": [0.9, 0.99], "schut": [0.9, 0.99],
 }  # fmt: skip
 ANCHORS = ("identity", "reconstruction", "random", "class-mean", "nearest-real", "twin")
-
-
-def summary(cells: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
-    """One line per cell: n images, seeds, and the mean of each metric with its 95 % interval over images."""
-    lines = []
-    for keys, cell in cells.groupby(CELL):
-        line = dict(zip(CELL, keys, strict=True))
-        by_image = cell.groupby("image")[metrics].mean()
-        for metric in metrics:
-            estimate = paired_bootstrap(by_image[metric].to_numpy())
-            line |= {metric: estimate.mean, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
-        lines.append(line | {"n": cell["image"].nunique(), "seeds": cell["seed"].nunique()})
-    columns = [*CELL, "n", "seeds", *(f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high"))]
-    return pd.DataFrame(lines, columns=columns)
 
 
 def with_kid(table: pd.DataFrame, kid: pd.DataFrame) -> pd.DataFrame:
@@ -52,7 +38,7 @@ def grid_table(cells: pd.DataFrame) -> pd.DataFrame:
     class-mean shift, which needs no classifier, and the trivial anchors among them."""
     searches = ("search", "search/lambda", "plain-p", "plain-log-p")
     chosen = cells["method"].isin([*MATCHED, *AT_EQUAL_CHANGE, *searches, *ANCHORS, "pixel-ascent"])
-    return summary(cells[chosen], [*JUDGED, "valid", "covered", *CHANGES, *LATENTS])
+    return summary(cells[chosen], CELL, [*JUDGED, "valid", "covered", *CHANGES, *LATENTS])
 
 
 def baseline_table(cells: pd.DataFrame, level: float) -> pd.DataFrame:
@@ -67,7 +53,7 @@ def baseline_table(cells: pd.DataFrame, level: float) -> pd.DataFrame:
     anchors = clarity & cells["method"].isin(ANCHORS)
     ascent = cells["method"] == "pixel-ascent"
     chosen = np.logical_or.reduce([*own, mine, anchors, ascent])
-    return summary(cells[chosen], [*JUDGED, "valid", "covered", *CHANGES])
+    return summary(cells[chosen], CELL, [*JUDGED, "valid", "covered", *CHANGES])
 
 
 def gradient_table(

@@ -5,7 +5,6 @@ python -m papers.disc.cells --measured DIR... --costs F... --level 0.9 --out DIR
 
 import argparse
 import inspect
-import json
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,10 @@ import pandas as pd
 from common.digest import closure
 from common.errors import one_line_errors
 from common.files import atomic_path
+from common.matching import ROUNDING
 from common.measure import judged
 from common.results import COLUMNS, JUDGES, write_rows
-from common.statistics import half_sample_interval
+from common.tables import cost_table, kid_intervals
 from papers.disc.explain import explain
 
 CONTRACT = {"images", "source", "target", "classifier", "auxiliary", "rng", "strengths", "callback"}
@@ -62,7 +62,7 @@ def corrupted_queries(rows: pd.DataFrame, cells: pd.DataFrame, level: float) -> 
 
     def first(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         table = table[np.isclose(table["strength"], level)]
-        success = (table["confidence"] >= level - 1e-6).astype(float)
+        success = (table["confidence"] >= level - ROUNDING).astype(float)
         return table.assign(valid=success * table["oracle_valid"])[[*keys, "valid"]]
 
     keys = ["world", "seed", "method", "image"]
@@ -71,27 +71,6 @@ def corrupted_queries(rows: pd.DataFrame, cells: pd.DataFrame, level: float) -> 
     every = found.groupby(keys)[["corrupted", "clean"]].mean().reset_index().assign(starts="corrupted")
     table = pd.concat([found, every], ignore_index=True)
     return table.assign(held=table["corrupted"] - HELD * table["clean"])
-
-
-def kid_intervals(kid: pd.DataFrame) -> pd.DataFrame:
-    """KID of every set: mean over training seeds, interval from half-samples."""
-    keys = ["world", "starts", "method", "strength", "n"]
-    table = kid.groupby([*keys, "half"])["kid"].mean().unstack("half")
-    intervals = np.array([half_sample_interval(estimates) for estimates in table.to_numpy()])
-    found = {"kid": table[0].to_numpy(), "kid_low": intervals[:, 0], "kid_high": intervals[:, 1]}
-    return table.index.to_frame(index=False).assign(**found)
-
-
-def cost_table(files: list[Path]) -> pd.DataFrame:
-    """Seconds, gradient evaluations and overhead = seconds ÷ (evaluations × a pass of the classifier and of the prior)
-    of every cell."""
-    rows = []
-    for path in files:
-        cost = json.loads(path.read_text())
-        rows += [{**cell, "seed": cost["seed"], "commit": cost["commit"]} for cell in cost["cells"]]
-    table = pd.DataFrame(rows)
-    own = table["evaluations"] * (table["pass_seconds"] + table["prior_seconds"])
-    return table.assign(overhead=table["seconds"] / own)
 
 
 def together(tables: list[pd.DataFrame]) -> pd.DataFrame:
@@ -124,7 +103,7 @@ def main() -> None:
         "students": students,
         "hypotheses": hypotheses,
         "kid_sets": kid,
-        "kid": kid_intervals(kid),
+        "kid": kid_intervals(kid, ["world", "starts", "method", "strength", "n"]),
         "premise": premise(),
     }
     for name, table in outputs.items():
@@ -135,7 +114,7 @@ def main() -> None:
     with atomic_path(args.out / "tables" / "oracle_gate.csv") as temporary:
         gate.to_csv(temporary, index=False, float_format="%.4f")
     with atomic_path(args.cost) as temporary:
-        cost_table(args.costs).to_parquet(temporary, index=False)
+        cost_table(args.costs, ["pass_seconds", "prior_seconds"]).to_parquet(temporary, index=False)
     # a screening explains some methods again, on fewer images
     again = cells["starts"] != "pairs"
     named = cells.assign(method=cells["method"].mask(again, cells["method"] + "/" + cells["starts"]))

@@ -12,9 +12,8 @@ import pandas as pd
 import seaborn as sns
 
 from common.errors import one_line_errors
-from common.figures import save_figure, style
-from common.files import sha256
-from papers.disc.tables import summary
+from common.figures import save_figures, style
+from common.tables import summary
 
 METHODS = {
     "iso": "ISO",
@@ -146,14 +145,12 @@ def main() -> None:
     files = {name: args.results / f"{name}.parquet" for name in ("cells", "students", "survival", "kid")}
     tables = {name: pd.read_parquet(path) for name, path in files.items()}
     drawn = {
-        "equal-change": (equal_change(tables["cells"]), ["cells"]),
-        "students": (students(tables["students"]), ["students"]),
-        "robustness": (robustness(tables["survival"]), ["survival"]),
-        "realism": (realism(tables["cells"], tables["kid"]), ["cells", "kid"]),
+        "equal-change": (equal_change(tables["cells"]), [files["cells"]]),
+        "students": (students(tables["students"]), [files["students"]]),
+        "robustness": (robustness(tables["survival"]), [files["survival"]]),
+        "realism": (realism(tables["cells"], tables["kid"]), [files["cells"], files["kid"]]),
     }
-    for name, (figure, inputs) in drawn.items():
-        hashes = {f"{item}.parquet": sha256(files[item]) for item in inputs}
-        save_figure(figure, args.out / f"{name}.png", {"rule": "disc_figures", "figure": name, "inputs": hashes})
+    save_figures(drawn, args.out, "disc_figures")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,13 @@ import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 from torch import Tensor
 
 from common.batches import Shard, read_shards
 from common.data import datasets
 from common.errors import one_line_errors
-from common.figures import difference_map, image_grid, picture, save_figure, style, with_maximum
-from common.files import sha256
+from common.figures import difference_map, drawn_rows, image_grid, picture, save_figures, style, with_maximum
+from common.matching import ROUNDING
 from papers.disc.hypotheses import Hypotheses, read_hypotheses
 
 ROWS = 5
@@ -28,17 +27,12 @@ FIGURE_ONE = {
 READINGS = ("inr+duq", "inr+duq/p-b", "inr+duq/p-c", "inr+duq/p-d", "inr+duq/p-0")
 
 
-def drawn_rows(n: int, seed: int, count: int = ROWS) -> list[int]:
-    """Positions of a few images, drawn and not chosen."""
-    return sorted(np.random.Generator(np.random.Philox(key=seed)).permutation(n)[:count].tolist())
-
-
 def titled(shard: Shard, method: str, i: int, level: float) -> tuple[Tensor, str]:
     """The image of a method at τ = `level`, or its only one, and a title with its confidence."""
     batch = shard.batches[method]
     j = batch.strengths.index(level) if level in batch.strengths else len(batch.strengths) - 1
     p, status = batch.confidence[i, j].item(), batch.status[i, j]
-    short = " not reached" if level < 1 and level in batch.strengths and p < level - 1e-6 else ""
+    short = " not reached" if level < 1 and level in batch.strengths and p < level - ROUNDING else ""
     return batch.images[i, j], f"p = {p:.2f}" + (" diverged" if status == "diverged" else short)
 
 
@@ -49,7 +43,7 @@ def comparison(shard: Shard, data: Path, columns: dict[str, str], level: float, 
     names = datasets.world(shard.world).class_names
     twins = datasets.twins(shard.world, shard.ids) if datasets.world(shard.world).rendered else None
     rows, labels = [], []
-    for i in drawn_rows(len(shard.ids), seed):
+    for i in drawn_rows(len(shard.ids), seed, ROWS):
         images = [titled(shard, method, i, level) for method in columns]
         heads = [f"{columns[method]}: {title}" for method, (_, title) in zip(columns, images, strict=True)]
         line = [(picture(originals[i]), f"query: {names[int(shard.source[i])]}")]
@@ -98,7 +92,7 @@ def ages(found: Hypotheses, data: Path, seed: int) -> plt.Figure:
     originals = datasets.load_ids(found.world, found.ids, data).images
     twins = datasets.twins(found.world, found.ids)[:, 1]
     rows = []
-    for i in drawn_rows(len(found.ids), seed):
+    for i in drawn_rows(len(found.ids), seed, ROWS):
         line = [(picture(originals[i]), f"reads {found.before[i, 0]:.2f}"), (picture(twins[i]), "rendered old")]
         for j in range(found.requested.shape[1]):
             asked, got = found.requested[i, j], found.after[i, j]
@@ -136,9 +130,8 @@ def main() -> None:
         ),
         "ages": ages(older, args.data, seed),
     }  # fmt: skip
-    hashes = {path.name: sha256(path) for path in (*args.shards, args.hypotheses)}
-    for name, figure in drawn.items():
-        save_figure(figure, args.out / f"{name}.png", {"rule": "disc_grids", "figure": name, "inputs": hashes})
+    inputs = [*args.shards, args.hypotheses]
+    save_figures({name: (figure, inputs) for name, figure in drawn.items()}, args.out, "disc_grids")
 
 
 if __name__ == "__main__":

@@ -14,19 +14,19 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from common.classifiers.checkpoints import load_checkpoint
 from common.classifiers.companion import load_companion
 from common.errors import VceError, one_line_errors
 from common.explain import Streams
 from common.progress import Progress
 from common.tensors import not_a, read_tensors, write_tensors
-from papers.disc.consistency import Functional, graded_target, regression_target
+from papers.disc.consistency import Functional, class_confidence, graded_target, regression_target
 from papers.disc.layers import Layers
 from papers.disc.method import Reached, fit, invert
 from papers.disc.shards import Recipe, recipe_of, start_images
-from papers.disc.train import load_regressor
 
 TOLERANCE = 0.01  # of the output; a query this near its hypothesis is done
-KINDS = ("graded", "regression")
+LOADERS = {"graded": load_companion, "regression": load_checkpoint}  # of what is explained, by kind
 
 
 @dataclass(frozen=True)
@@ -70,19 +70,16 @@ def read_hypotheses(path: Path) -> list[Hypotheses]:
 
 def hypothesis(kind: str, target: Tensor, requested: Tensor) -> tuple[Functional, Callable[[Tensor], Tensor], Reached]:
     """The functional term, what is read off an output N×K, and how near M queries `rows` are to what is `requested` of
-    them, M values that pass 1 − TOLERANCE when they are done. Raises VceError for an unknown kind."""
-    _check_kind(kind)
+    them, M values that pass 1 − TOLERANCE when they are done."""
+    if kind == "graded":
+        functional, confidence = graded_target(target, requested), class_confidence(target)
+    else:
+        functional, confidence = regression_target(requested), lambda images, output, rows: output[:, 0]
 
     def read(output: Tensor, rows: Tensor) -> Tensor:
-        return output.softmax(1).gather(1, target[rows, None])[:, 0] if kind == "graded" else output[:, 0]
+        return confidence(None, output, rows)
 
-    functional = graded_target(target, requested) if kind == "graded" else regression_target(requested)
     return functional, read, lambda images, output, rows: 1 - (read(output, rows) - requested[rows]).abs()
-
-
-def _check_kind(kind: str) -> None:
-    if kind not in KINDS:
-        raise VceError(f"hypotheses: kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
 
 
 def explain_hypotheses(
@@ -136,9 +133,11 @@ def main() -> None:
                 absent |= {"regressor"} - set(entry)
             if absent:
                 raise VceError(f"hypotheses: {', '.join(sorted(absent))} is missing in {entry}; add it to config/")
-            _check_kind(entry["kind"])
-            name = f"{entry['world'] if entry['kind'] == 'graded' else entry['regressor']}-{args.seed}.safetensors"
-            model = (load_companion if entry["kind"] == "graded" else load_regressor)(args.systems / name)
+            if entry["kind"] not in LOADERS:
+                known = ", ".join(LOADERS)
+                raise VceError(f"hypotheses: kind {entry['kind']!r} is unknown; choose one of {known}")
+            name = f"{entry.get('regressor', entry['world'])}-{args.seed}.safetensors"
+            model = LOADERS[entry["kind"]](args.systems / name)
             table = pd.read_parquet(args.splits / f"{entry['world']}.parquet")
             recipe = recipe_of(args.recipes, entry["world"])
             found.append(explain_hypotheses(entry, recipe, model, table, args.data, args.seed, progress))

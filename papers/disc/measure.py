@@ -5,7 +5,7 @@ python -m papers.disc.measure --shards F... --hypotheses F --systems DIR --split
 """
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,51 +17,23 @@ from torch import Tensor
 from common.batches import Shard, read_shards
 from common.classifiers.checkpoints import load_checkpoint
 from common.classifiers.companion import Companion, load_companion
-from common.classifiers.oracles import Panel
 from common.classifiers.training import accuracy
 from common.data import datasets, faces
 from common.errors import one_line_errors
 from common.explain import CounterfactualBatch
 from common.files import atomic_path
+from common.judged_world import World
+from common.matching import ROUNDING
 from common.measure import by_strength, judge_accuracy, measure_shard, oracle_gate
 from common.metrics import ground_truth, perturbation
-from common.metrics.realism import Features, Halves, Reference
 from common.progress import Progress
-from common.results import PANEL
 from papers.disc.explain import FIT
 from papers.disc.hypotheses import Hypotheses, read_hypotheses
-from papers.disc.train import load_regressor
 
-NEIGHBOURS = 5
 MIN_RECONSTRUCTED = 0.9  # accuracy that a judge must keep on what a prior drew
 MOST_LOST = 0.1  # accuracy that the drawings may cost the classifier
 HALF_NYQUIST = 0.25  # cycles per pixel
 CONFIDENCES = ("iso", "lso", "statistics", "inr", "dip")  # methods whose strengths are thresholds τ
-
-
-@dataclass(frozen=True)
-class World:
-    """What measuring needs to know of one world: its panel, the features of a net that judges nothing, real images."""
-
-    name: str
-    panel: Panel
-    features: Features
-    pairs: datasets.Images
-    systems: datasets.Images
-    data: Path
-
-    @classmethod
-    def load(cls, name: str, table: pd.DataFrame, oracles: Path, data: Path) -> "World":
-        panel = Panel.load({judge: oracles / f"{name}-{judge}.safetensors" for judge in PANEL})
-        pairs, systems, held = (datasets.load(name, table, split, data) for split in ("pairs", "systems", "oracles"))
-        features = Features(load_checkpoint(oracles / f"{name}-features.safetensors"), held.images)
-        return cls(name, panel, features, pairs, systems, data)
-
-    def neighbour_distance(self, features: Tensor, target: Tensor, train: Tensor) -> Tensor:
-        """Mean distance of N×D features to the 5 nearest training images, M×D, of their target classes: proximity to
-        real images (spec §5)."""
-        distance = torch.cdist(features, train).masked_fill(self.systems.labels[None] != target[:, None], torch.inf)
-        return distance.topk(NEIGHBOURS, dim=1, largest=False).values.mean(1)
 
 
 def high_frequency(delta: Tensor) -> Tensor:
@@ -87,14 +59,17 @@ def drift(images: Tensor, originals: Tensor, changed: dict[str, Tensor]) -> Tens
     return torch.stack(drifts).nan_to_num(torch.nan, posinf=torch.nan).nanmean(0)
 
 
-def more_metrics(shard: Shard, method: str, batch: CounterfactualBatch, world: World) -> dict[str, Tensor]:
+def more_metrics(
+    shard: Shard, method: str, batch: CounterfactualBatch, changed: dict[str, Tensor], data: Path
+) -> dict[str, Tensor]:
     """What DISC's claims add to the long table for a path, strength by strength.
 
     `valid`: the own confidence reached τ. `localisation`: share of the change inside the mask ÷ the mask's share of the
-    image (1 is chance); `localisation_own` of the change of the method's own reconstruction. `drift`: see `drift`.
+    image (1 is chance); `localisation_own` of the change of the method's own reconstruction. `drift`: see `drift`;
+    `changed` are the images under every intervention, none in a world without.
     """
     s = len(batch.strengths)
-    x, originals = by_strength(batch.images), datasets.load_ids(shard.world, shard.ids, world.data)
+    x, originals = by_strength(batch.images), datasets.load_ids(shard.world, shard.ids, data)
     start = originals.images.repeat(s, 1, 1, 1)
     delta = x - start
     reference = originals.images if batch.reference is None else batch.reference
@@ -112,13 +87,13 @@ def more_metrics(shard: Shard, method: str, batch: CounterfactualBatch, world: W
     if method.startswith(CONFIDENCES) and "@" not in method:
         tau = torch.tensor(batch.strengths).repeat_interleave(len(shard.ids))
         # a threshold is met up to the rounding of its logarithm; τ = 1 asks for the last iterate
-        found["valid"] = torch.where(tau < 1, (by_strength(batch.confidence) >= tau - 1e-6).float(), torch.nan)
+        found["valid"] = torch.where(tau < 1, (by_strength(batch.confidence) >= tau - ROUNDING).float(), torch.nan)
     if originals.masks is not None:
         masks = originals.masks.repeat(s, 1, 1)
         area = masks.flatten(1).mean(1)
         found["localisation"] = perturbation.on_mask(delta, masks) / area
         found["localisation_own"] = perturbation.on_mask(own, masks) / area
-        changed = datasets.interventions(shard.world, shard.ids, shard.target)
+    if changed:
         found["drift"] = drift(x, start, {name: images.repeat(s, 1, 1, 1) for name, images in changed.items()})
     return found
 
@@ -126,13 +101,14 @@ def more_metrics(shard: Shard, method: str, batch: CounterfactualBatch, world: W
 def measured_shard(shard: Shard, world: World) -> tuple[pd.DataFrame, dict[tuple[str, float], Tensor]]:
     """Long-table rows of a shard with what the claims and the features add, and the features of every image set."""
     rows, n, more, features = measure_shard(shard, world.panel, world.data), len(shard.ids), [], {}
-    train = world.features(world.systems.images)
+    rendered = datasets.world(shard.world).rendered
+    changed = datasets.interventions(shard.world, shard.ids, shard.target) if rendered else {}
     for method, batch in shard.batches.items():
         s = len(batch.strengths)
         seen = world.features(by_strength(batch.images))
         features |= {(method, float(strength)): seen[n * j : n * (j + 1)] for j, strength in enumerate(batch.strengths)}
-        values = more_metrics(shard, method, batch, world)
-        values["knn"] = world.neighbour_distance(seen, shard.target.repeat(s), train).float()
+        values = more_metrics(shard, method, batch, changed, world.data)
+        values["knn"] = world.neighbour_distance(seen, shard.target.repeat(s)).float()
         more.append(pd.DataFrame({name: value.numpy() for name, value in values.items()}))
     rows = pd.concat([rows, pd.concat(more, ignore_index=True)], axis=1)
     return rows.assign(starts=shard.starts), features
@@ -152,19 +128,6 @@ def judge_gate(shard: Shard, world: World, companion: Companion) -> pd.DataFrame
         starts=shard.starts, reconstructed=gate["judge"].map(reconstructed), adequate=float(cost <= MOST_LOST + 1e-6)
     )
     return gate.assign(passes=gate["passes"] & (gate["reconstructed"] >= MIN_RECONSTRUCTED - 1e-6))  # exactly .9 passes
-
-
-def kid_table(shard: Shard, sets: dict[tuple[str, float], Tensor], world: World) -> pd.DataFrame:
-    """KID of every set of counterfactuals in a shard, given their features, against real images of the pairs split that
-    are not explained: `half` 0 is that of everything, the rest are half-samples."""
-    n, explained = len(shard.ids), set(shard.ids)
-    real = world.features(world.pairs.images[[image not in explained for image in world.pairs.ids]])
-    reference = Reference(real, Halves.draw(n, len(real)))
-    facts, lines = {"world": shard.world, "starts": shard.starts, "seed": shard.seed, "n": n}, []
-    for (method, strength), features in sets.items():
-        kid = reference.kid(features).numpy()
-        lines.append({**facts, "method": method, "strength": strength, "half": np.arange(len(kid)), "kid": kid})
-    return pd.concat([pd.DataFrame(line) for line in lines], ignore_index=True)
 
 
 def hypothesis_rows(found: Hypotheses, folder: Path, data: Path) -> pd.DataFrame:
@@ -187,7 +150,7 @@ def hypothesis_rows(found: Hypotheses, folder: Path, data: Path) -> pd.DataFrame
         old, young = twins[:, 1], twins[:, 0]
         depth = faces.twin(factors, "old", 1).wrinkles - faces.twin(factors, "old", 0).wrinkles
         progress = ground_truth.factor_progress(flat, start, old.repeat_interleave(size, 0)).view(n, size)
-        own, reader = (load_regressor(folder / f"{name}-{found.seed}.safetensors") for name in ("age", "age-reader"))
+        own, reader = (load_checkpoint(folder / f"{name}-{found.seed}.safetensors") for name in ("age", "age-reader"))
         with torch.no_grad():
             seen = reader(flat)[:, 0].view(n, size) - reader(originals)
             slope = (own(old) - own(young))[:, 0] / depth
@@ -239,7 +202,7 @@ def main() -> None:
             else:
                 table, features = measured_shard(shard, world)
                 rows.append(table)
-                kid.append(kid_table(shard, features, world))
+                kid.append(world.kid(shard, features))
                 if shard.starts in ("pairs", "dip"):
                     companion = load_companion(args.systems / f"{shard.world}-{shard.seed}.safetensors")
                     gate.append(judge_gate(shard, world, companion))

@@ -12,30 +12,14 @@ import pandas as pd
 
 from common.errors import one_line_errors
 from common.files import write_atomic
-from common.results import JUDGES
-from common.statistics import paired_bootstrap
+from common.tables import JUDGED, summary
 
-JUDGED = ("oracle_valid", "oracle_share", *(f"oracle_{judge}" for judge in JUDGES))
 LADDER = [
     "confidence", "valid", "diverged", *JUDGED, "distance", "own_distance", "localisation", "localisation_own",
     "high_frequency", "factor_progress", "twin_error", "drift", "knn", "steps",
 ]  # fmt: skip
 LEVEL = 0.9  # of the first success that a cell at equal change is compared with
 CELL = ["world", "starts", "method", "strength"]
-
-
-def summary(rows: pd.DataFrame, keys: list[str], metrics: list[str]) -> pd.DataFrame:
-    """One line per cell: n images, training seeds, and the mean of each metric with its 95 % interval over images."""
-    lines = []
-    for values, cell in rows.groupby(keys):
-        by_image = cell.groupby("image")[metrics].mean()
-        line = dict(zip(keys, values, strict=True)) | {"n": len(by_image), "seeds": cell["seed"].nunique()}
-        for metric in metrics:
-            estimate = paired_bootstrap(by_image[metric].to_numpy(float))
-            line |= {metric: estimate.mean, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
-        lines.append(line)
-    columns = [*keys, "n", "seeds", *(f"{metric}{end}" for metric in metrics for end in ("", "_low", "_high"))]
-    return pd.DataFrame(lines, columns=columns)
 
 
 def ladder_table(cells: pd.DataFrame, kid: pd.DataFrame) -> pd.DataFrame:

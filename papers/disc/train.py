@@ -13,56 +13,30 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.classifiers.architectures import ARCHITECTURES
+from common.classifiers.base import Classifier
+from common.classifiers.checkpoints import build, save_checkpoint
 from common.classifiers.companion import Recipe, save_companion, train_companion
 from common.classifiers.training import accuracy
 from common.data import datasets
 from common.errors import VceError, one_line_errors
 from common.progress import Progress
 from common.scales import parse_recipe
-from common.tensors import not_a, read_tensors, write_tensors
 
 FACES = "faces-old"  # the world whose age, the depth of the wrinkles, is regressed
 
 
-class Regressor(nn.Module):
-    """The depth of a face's wrinkles, in [0, 1], from N×3×32×32 images: N×1."""
-
-    def __init__(self, architecture: str, image_shape: tuple[int, int, int]):
-        super().__init__()
-        self.image_shape, self.architecture = tuple(image_shape), architecture
-        self.network = ARCHITECTURES[architecture](image_shape[0], 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(2 * images - 1)
-
-
-def save_regressor(regressor: Regressor, path: Path, facts: dict) -> None:
-    """Write it atomically; `facts` (recipe, mean error) are kept as JSON metadata."""
-    header = {"architecture": regressor.architecture, "image_shape": regressor.image_shape, "facts": facts}
-    write_tensors(path, "regressor", regressor.state_dict(), header)
-
-
-def load_regressor(path: Path) -> Regressor:
-    """In eval mode, frozen. Raises VceError when the file is damaged or is not one of ours."""
-    header, state = read_tensors(path, "regressor")
-    try:
-        regressor = Regressor(header["architecture"], tuple(header["image_shape"]))
-        regressor.load_state_dict(state, strict=True)
-    except (KeyError, RuntimeError) as error:
-        raise not_a("regressor", path, "its tensors are not those of its architecture") from error
-    return regressor.eval().requires_grad_(False)
-
-
 def train_regressor(
     images: Tensor, values: Tensor, architecture: str, epochs: int, seed: int, batch_size: int = 64, rate: float = 3e-3
-) -> Regressor:
-    """Least squares on N images and N values, AdamW with a one-cycle rate; same seed, same bits."""
+) -> Classifier:
+    """A classifier with one output, fitted by least squares to N images and N values: AdamW with a one-cycle rate; same
+    seed, same bits. Raises VceError for an unknown architecture or a loss that is not finite."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        regressor = Regressor(architecture, tuple(images.shape[1:]))
+        regressor = build(architecture, name="regressor", image_shape=tuple(images.shape[1:]), class_names=("value",))
+    for buffer in (regressor.mean, regressor.std):
+        buffer.fill_(0.5)
     generator, steps = torch.Generator().manual_seed(seed), epochs * -(-len(images) // batch_size)
     optimiser = torch.optim.AdamW(regressor.parameters(), rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps)
@@ -121,13 +95,15 @@ def companion_job(world: str, recipe: Recipe, table: pd.DataFrame, seed: int, da
 
 
 def regressor_job(recipe: dict, table: pd.DataFrame, seed: int, data: Path, out: Path) -> None:
-    """`recipe`: architecture, epochs, and the split that it is trained on."""
+    """A regressor of the depth of a face's wrinkles, in [0, 1]; `recipe`: architecture, epochs, and the split that it
+    is trained on."""
     fit, held = (datasets.load(FACES, table, split, data) for split in (recipe["split"], "calibration"))
     wrinkles = {images.ids: datasets.face_factors(images.ids).wrinkles for images in (fit, held)}
     regressor = train_regressor(fit.images, wrinkles[fit.ids], recipe["architecture"], recipe["epochs"], seed)
     with torch.no_grad():
         error = (regressor(held.images)[:, 0] - wrinkles[held.ids]).abs().mean().item()
-    save_regressor(regressor, out, {"recipe": recipe, "seed": seed, "mean_error": error})
+    facts = {"recipe": recipe, "seed": seed, "mean_error": error}
+    save_checkpoint(regressor, out, architecture=recipe["architecture"], facts=facts)
 
 
 @one_line_errors

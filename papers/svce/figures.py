@@ -15,8 +15,7 @@ import torch
 
 from common.batches import Shard, read_shard
 from common.errors import one_line_errors
-from common.figures import save_figure, style
-from common.files import sha256
+from common.figures import save_figures, style
 from papers.svce.names import ANCHORS, NAMES, OPTIMISERS, PATHS, THRESHOLDED
 
 
@@ -210,10 +209,8 @@ def main() -> None:
     args = parser.parse_args()
     style()
     drawn = measured(args.shards, args.seeds, args.results) if args.what == "measured" else judged(args.results)
-    for name, (figure, inputs) in drawn.items():
-        hashes = {f"{path.parent.name}/{path.name}": sha256(path) for path in inputs}
-        rule = {"measured": "svce_figures", "judged": "svce_judged_figures"}[args.what]
-        save_figure(figure, args.out / f"{name}.png", {"rule": rule, "figure": name, "inputs": hashes})
+    rule = {"measured": "svce_figures", "judged": "svce_judged_figures"}[args.what]
+    save_figures(drawn, args.out, rule, lambda path: f"{path.parent.name}/{path.name}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ import numpy as np
 from common.batches import Shard, read_shard
 from common.data import datasets
 from common.errors import one_line_errors
-from common.figures import difference_map, image_grid, picture, save_figure, style, with_maximum
-from common.files import sha256
+from common.figures import difference_map, image_grid, picture, save_figures, style, with_maximum
 from papers.svce.names import NAMES, SYMBOL
 
 
@@ -88,9 +87,7 @@ def main() -> None:
         "grid-density": (grid_density(robust, args.data), [shard("pairs/scenes/l2at")]),
         "grid-cues": (grid_cues([read_shard(path) for path in cues], args.data), cues),
     }
-    for name, (figure, inputs) in drawn.items():
-        hashes = {f"{path.parent.name}/{path.name}": sha256(path) for path in inputs}
-        save_figure(figure, args.out / f"{name}.png", {"rule": "svce_grids", "figure": name, "inputs": hashes})
+    save_figures(drawn, args.out, "svce_grids", lambda path: f"{path.parent.name}/{path.name}")
 
 
 if __name__ == "__main__":

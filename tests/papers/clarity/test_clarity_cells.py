@@ -9,6 +9,7 @@ from clarity_draws import few, rng, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.tables import kid_intervals
 from papers.clarity.cells import (
     KEYS,
     along,
@@ -16,7 +17,6 @@ from papers.clarity.cells import (
     cells_of,
     coverage_table,
     interactions,
-    kid_intervals,
     passing_gate,
     reached,
     vae_of,
@@ -256,7 +256,7 @@ def test_kid_is_averaged_over_shards_before_its_interval():
     estimates = generator.standard_normal((6, halves))
     facts = {"world": "mnist", "classifier": "p-m1", "method": "search", "strength": 0.9}
     shards = [pd.DataFrame({**facts, "half": np.arange(halves), "kid": kid}) for kid in estimates]
-    (found,) = kid_intervals(pd.concat(shards, ignore_index=True)).to_dict("records")
+    (found,) = kid_intervals(pd.concat(shards, ignore_index=True), [*facts]).to_dict("records")
     mean = estimates.mean(0)
     low, high = np.quantile(mean[1:], [0.025, 0.975])
     assert found["kid"] == pytest.approx(mean[0]) and found["method"] == "search"

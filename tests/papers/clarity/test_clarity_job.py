@@ -1,13 +1,13 @@
 """The whole chain on a few digits with hardly trained nets: VAE → systems → shards → diagnostics → rows → verdicts."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from jobs import failing, run
 
 from common import verdicts
 from common.batches import read_shards
@@ -76,11 +76,6 @@ PANEL = {
     "l2at": {**BRIEF, "architecture": "grid_cnn"},
     "features": {**BRIEF, "architecture": "grid_cnn"},
 }
-
-
-def run(monkeypatch, module, *arguments):
-    monkeypatch.setattr(sys, "argv", ["job", *map(str, arguments)])
-    module.main()
 
 
 @pytest.fixture(scope="module")
@@ -372,14 +367,6 @@ def test_every_claim_finds_its_tables_and_nothing_is_proven_by_four_images(runs,
 
 
 # errors
-
-
-def failing(monkeypatch, capsys, module, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, module, *arguments)
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stop.value.code == 2 and len(said) == 1
-    return said[0]
 
 
 @pytest.mark.parametrize(

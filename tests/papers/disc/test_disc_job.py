@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from jobs import failing, run
 
 from common import verdicts
 from common.batches import read_shards
 from common.claims import load_claims
 from common.classifiers import train as oracle_job
+from common.classifiers.checkpoints import checkpoint_facts, load_checkpoint
 from common.classifiers.companion import load_companion
 from common.classifiers.training import accuracy
 from common.data import datasets, faces, split
@@ -26,7 +27,6 @@ from common.scales import load_scale
 from common.tensors import read_tensors
 from papers.disc import cells, corruptions, explain, hypotheses, measure, shards, students, train
 from papers.disc.hypotheses import read_hypotheses
-from papers.disc.train import load_regressor
 
 # torchvision 0.29, which is pinned, announces that its JPEG codec will move
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -102,11 +102,6 @@ HYPOTHESES = [
      "weight": 2.0},
 ]  # fmt: skip
 TAUGHT = ["iso", "inr", "inr+duq", "iso@inr+duq", "iso@p:inr+duq", "pixel-ascent", "identity", "twin"]
-
-
-def run(monkeypatch, module, *arguments):
-    monkeypatch.setattr(sys, "argv", ["job", *map(str, arguments)])
-    module.main()
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +240,7 @@ def test_regressors_are_trained_on_splits_of_their_own(runs, home):
     truth = datasets.face_factors(held.ids).wrinkles
     for name, where in (("age", "systems"), ("age-reader", "oracles")):
         path, fit = runs[0] / f"systems/{name}-0.safetensors", load(home, "faces-old", where)
-        regressor, facts = load_regressor(path), read_tensors(path, "regressor")[0]["facts"]
+        regressor, facts = load_checkpoint(path), checkpoint_facts(path)
         recipe, depths = SYSTEMS[0]["regressors"][name], datasets.face_factors(fit.ids).wrinkles
         again = train.train_regressor(fit.images, depths, recipe["architecture"], recipe["epochs"], 0)
         assert facts["recipe"] == recipe and recipe["split"] == where
@@ -530,7 +525,7 @@ def test_a_graded_hypothesis_is_read_off_the_output(runs, home):
     assert mine["met"].tolist() == (near & ~undrawn[:, None]).flatten().float().tolist()
     pairs = load(home, "faces-old", "pairs")
     assert aged.ids == tuple(image for image, old in zip(pairs.ids, pairs.labels, strict=True) if not old)[:N]
-    regressor = load_regressor(runs[0] / "systems/age-0.safetensors")
+    regressor = load_checkpoint(runs[0] / "systems/age-0.safetensors")
     now = regressor(datasets.load_ids("faces-old", aged.ids, home / "data").images)
     assert torch.allclose(aged.before, now.expand(N, 3), atol=1e-5)
     assert torch.allclose(aged.requested, now + torch.tensor([0.2, 0.4, 0.6]), atol=1e-5)
@@ -548,14 +543,6 @@ def test_hypotheses_on_disk_are_the_same(runs, tmp_path):
 
 
 # errors
-
-
-def failing(monkeypatch, capsys, module, *arguments):
-    with pytest.raises(SystemExit) as stop:
-        run(monkeypatch, module, *arguments)
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert stop.value.code == 2 and len(said) == 1
-    return said[0]
 
 
 @pytest.mark.parametrize(
@@ -634,7 +621,7 @@ def test_a_missing_companion_is_one_line_and_writes_nothing(runs, home, tmp_path
         corruptions: ("--shards", ladder, *where[2:], "--companions"),
         measure: ("--shards", ladder, *where, "--oracles", home / "oracles", "--systems"),
     }[module]  # fmt: skip
-    for folder, reason in ((empty, "No such file"), (other, "it holds regressor")):
+    for folder, reason in ((empty, "No such file"), (other, "it holds classifier")):
         said = failing(monkeypatch, capsys, module, *arguments, folder, "--out", out / "file")
         assert "faces-smile-0.safetensors: not a companion file" in said and reason in said
     assert not out.exists()
@@ -645,7 +632,7 @@ def test_a_regressor_that_is_none_is_one_line_and_writes_nothing(runs, home, tmp
     where = ("--systems", runs[0] / "systems", "--splits", home / "splits", "--data", home / "data", "--seed", 0)
     given = ("--entries", json.dumps([entry]), "--recipes", json.dumps(RECIPES))
     said = failing(monkeypatch, capsys, hypotheses, *given, *where, "--out", tmp_path / "h.safetensors")
-    assert "faces-smile-0.safetensors: not a regressor file (it holds companion)" in said
+    assert "faces-smile-0.safetensors: not a classifier file (it holds companion)" in said
     unknown = ("--entries", json.dumps([{**HYPOTHESES[1], "kind": "ordinal"}]), *given[2:])
     said = failing(monkeypatch, capsys, hypotheses, *unknown, *where, "--out", tmp_path / "h.safetensors")
     assert "kind 'ordinal' is unknown; choose one of graded, regression" in said

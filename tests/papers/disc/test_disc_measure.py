@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from common.batches import Shard
-from common.classifiers.checkpoints import build
+from common.classifiers.checkpoints import build, load_checkpoint, save_checkpoint
 from common.classifiers.oracles import Panel
 from common.data import datasets, faces
 from common.digest import closure
@@ -27,7 +27,6 @@ from common.metrics.realism import Features
 from common.results import JUDGES
 from papers.disc import cells, explain, measure
 from papers.disc.hypotheses import Hypotheses
-from papers.disc.train import Regressor, load_regressor, save_regressor
 
 DATA = Path("no such folder")  # faces are rendered
 
@@ -133,7 +132,7 @@ def test_localisation_is_one_by_chance_and_looks_at_the_own_change_too(world):
     path = path_of(
         originals, x + everywhere, x + inside, x + everywhere + inside, x + 0.1 * (1 - mask), reference=x + everywhere
     )
-    found = measure.more_metrics(shard_of(originals, {"inr": path}), "inr", path, world)
+    found = measure.more_metrics(shard_of(originals, {"inr": path}), "inr", path, {}, DATA)
     ones, nothing, area = torch.ones(5), torch.zeros(5), mask.mean((1, 2, 3))
     expected = {
         "localisation": [ones, 1 / area, 3 / (1 + 2 * area), nothing],
@@ -142,7 +141,7 @@ def test_localisation_is_one_by_chance_and_looks_at_the_own_change_too(world):
     }
     for name, values in expected.items():
         assert torch.allclose(found[name], torch.cat(values), rtol=1e-3, atol=1e-5, equal_nan=True), name
-    without = measure.more_metrics(shard_of(originals, {}), "inr", replace(path, reference=None), world)
+    without = measure.more_metrics(shard_of(originals, {}), "inr", replace(path, reference=None), {}, DATA)
     assert torch.equal(without["localisation_own"], without["localisation"])
 
 
@@ -151,7 +150,7 @@ def test_a_path_is_valid_where_it_reached_its_threshold_and_pushed_ones_have_non
     x = originals.images
     path = path_of(originals, *(x * share for share in (0.2, 0.6, 1.0)))
     batch = replace(path, strengths=(0.4, path.confidence[0, 1].item(), 1.0))
-    found = {name: measure.more_metrics(shard_of(originals, {}), name, batch, world)["valid"].view(3, 6)
+    found = {name: measure.more_metrics(shard_of(originals, {}), name, batch, {}, DATA)["valid"].view(3, 6)
              for name in ("iso", "dip+duq", "inr", "iso@inr", "pixel-ascent", "twin")}  # fmt: skip
     expected = (path.confidence[:, :2] >= torch.tensor(batch.strengths[:2]) - 1e-6).float().T
     assert 0 < expected.mean() < 1
@@ -177,7 +176,7 @@ def test_real_images_are_at_no_distance_from_real_images(world):
     noise = torch.rand(some.images.shape, generator=torch.Generator().manual_seed(0))
     made = {"real": some.images, "dimmed": 0.7 * some.images, "noise": noise}
     sets = {(name, 0.5): world.features(images) for name, images in made.items()}
-    table = measure.kid_table(shard_of(some, {}), sets, world)
+    table = world.kid(shard_of(some, {}), sets)
     assert (table["n"] == 200).all() and table.groupby("method").size().to_dict() == dict.fromkeys(made, 401)
     kid = table[table["half"] == 0].set_index("method")["kid"]
     spread = table[(table["half"] > 0) & (table["method"] == "real")]["kid"].std()
@@ -188,10 +187,10 @@ def test_kid_leaves_out_the_images_that_were_explained(world):
     """Against copies of themselves real images would seem nearer than others."""
     some = faced(0, 200)
     sets = {("real", 0.5): world.features(some.images)}
-    table = measure.kid_table(shard_of(some, {}), sets, world)
+    table = world.kid(shard_of(some, {}), sets)
     rest = replace(world, pairs=faced(200, 400))
-    pd.testing.assert_frame_equal(table, measure.kid_table(shard_of(some, {}), sets, rest))
-    copies = measure.kid_table(shard_of(faced(200, 400), {}), sets, world)
+    pd.testing.assert_frame_equal(table, rest.kid(shard_of(some, {}), sets))
+    copies = world.kid(shard_of(faced(200, 400), {}), sets)
     assert copies["kid"][0] < table["kid"][0]
 
 
@@ -233,8 +232,9 @@ def deepened(factors, depth):
 def test_the_exact_reader_gives_the_depth_of_the_wrinkles(tmp_path):
     for seed, name in enumerate(("age", "age-reader")):
         torch.manual_seed(seed)
-        save_regressor(Regressor("grid_cnn", (3, 32, 32)).eval(), tmp_path / f"{name}-7.safetensors", {})
-    own, reader = (load_regressor(tmp_path / f"{name}-7.safetensors") for name in ("age", "age-reader"))
+        regressor = build("grid_cnn", name=name, image_shape=(3, 32, 32), class_names=("depth",)).eval()
+        save_checkpoint(regressor, tmp_path / f"{name}-7.safetensors", architecture="grid_cnn", facts={})
+    own, reader = (load_checkpoint(tmp_path / f"{name}-7.safetensors") for name in ("age", "age-reader"))
     everyone = faced(0, 20, "faces-old")
     young = tuple(image for image, old in zip(everyone.ids, everyone.labels, strict=True) if not old)[:6]
     factors, asked = datasets.face_factors(young), torch.tensor([0.1, 0.25, 0.6])
