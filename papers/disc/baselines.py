@@ -47,7 +47,6 @@ def pixels(
         images, source, target, classifier=classifier, strengths=strengths,
         start=at(images[source != target], learning_rate),
         consistency=with_variation(consistency, VARIATION / lambdas[0]),  # total variation is not weighed by λ₁
-       
         lambdas=lambdas, schedule=schedule, callback=callback,
     )  # fmt: skip
 
