@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from common.claims import ROUNDING
 from common.errors import one_line_errors
 from common.figures import save_figure, style
 from common.files import sha256
@@ -20,6 +21,8 @@ def verdict_figure(tests: pd.DataFrame) -> plt.Figure:
     farthest of interval and decision line; the numbers stand beside it."""
     judged = tests["verdict"].isin(["supported", "contradicted", "inconclusive"]) & (tests["seeds"].fillna("") != "")
     shown = tests[judged & tests["mean"].notna()].reset_index(drop=True)
+    numbers = ["mean", "low", "high"]
+    shown[numbers] = shown[numbers].mask(shown[numbers].abs() < ROUNDING, 0.0)  # what decides nothing
     figure, axis = plt.subplots(figsize=(6.5, 0.24 * len(shown) + 1.2))
     if shown.empty:
         axis.set_axis_off()

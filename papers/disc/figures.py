@@ -70,17 +70,8 @@ def students(table: pd.DataFrame) -> plt.Figure:
     curve is that of pixel attacks. Below one half they learnt the opposite."""
     figure, axis = plt.subplots(figsize=(6.4, 4.2))
     curve, names = table[table["method"].isin(["identity", "pixel-ascent"])], METHODS | {"twin": "true twin"}
-    line = summary(curve.assign(strength=curve["distance"].round(6)), ["strength"], ["distance", "correct"])
-    marked(
-        axis,
-        line.sort_values("distance"),
-        "distance",
-        "correct",
-        color="0.4",
-        ls="--",
-        marker=".",
-        label="pixel ascent",
-    )
+    line = summary(curve, ["strength"], ["distance", "correct"])  # by radius; doing nothing is that of 0
+    marked(axis, line, "distance", "correct", color="0.4", ls="--", marker=".", label="pixel ascent")
     for method, cell in table.groupby("method"):
         if method in names:
             found = summary(cell, ["strength"], ["distance", "correct"])
@@ -103,14 +94,16 @@ def robustness(survival: pd.DataFrame) -> plt.Figure:
     by_image = here.groupby(["method", "image"])[each].mean().reset_index()
     long = by_image.melt(["method", "image"], each, "corruption", "survives")
     long["corruption"] = long["corruption"].str.removeprefix("survives_")
+    names = {"real": "real images", **METHODS}
     figure, axis = plt.subplots(figsize=(8.5, 3.6))
-    order = [method for method in wanted if (long["method"] == method).any()]
+    order = [names[method] for method in wanted if (long["method"] == method).any()]
     sns.barplot(
-        long, x="corruption", y="survives", hue="method", hue_order=order, errorbar=("ci", 95), seed=0, ax=axis,
+        long.assign(method=long["method"].map(names)), x="corruption", y="survives", hue="method", hue_order=order,
+        errorbar=("ci", 95), seed=0, ax=axis,
         err_kws={"linewidth": 1},
     )  # fmt: skip
     axis.set(xlabel="", ylabel="share still read as the target", ylim=(0, 1.02))
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axis.legend(title=None, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
@@ -127,7 +120,7 @@ def realism(cells: pd.DataFrame, kid: pd.DataFrame) -> plt.Figure:
             error = np.stack([rows["kid"] - rows["kid_low"], rows["kid_high"] - rows["kid"]]).clip(0)
             axis.errorbar(
                 rows["oracle_share"], rows["kid"], error, ls=":", lw=0.8, marker=marker, ms=5, capsize=2,
-                color=COLOURS.get(method, "0.3"), label=names[method],
+                color=COLOURS.get(method, "0.65" if method == "nearest-real" else "0.1"), label=names[method],
             )  # fmt: skip
     axis.axhline(0, color="0.5", lw=0.8)
     axis.set(xlabel="share of judges that see the target", ylabel="KID (lower: more like real images)")
