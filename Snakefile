@@ -23,7 +23,7 @@ except VceError as error:
 WORK, RESULTS, FIGURES, LOGS = (
     f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs")
 )
-PAPERS = ["svce", "clarity", "disc"]
+PAPERS = ["svce", "clarity", "disc", "fido"]
 
 
 localrules:
@@ -33,6 +33,7 @@ localrules:
     svce_results,
     clarity_results,
     disc_results,
+    fido_results,
 
 
 rule all:
@@ -54,6 +55,7 @@ include: "common/rules.smk"
 include: "papers/svce/rules.smk"
 include: "papers/clarity/rules.smk"
 include: "papers/disc/rules.smk"
+include: "papers/fido/rules.smk"
 
 
 onsuccess:

@@ -164,6 +164,30 @@ for job in config["vae_jobs"]:
             " --out {params.folder} 2> >(tee {log} >&2)"
 
 
+rule infiller:
+    input:
+        splits=lambda wildcards: (
+            f"{SPLITS}/{config['infillers'][wildcards.infiller]['world']}.parquet"
+        ),
+    output:
+        f"{GENERATORS}/{{infiller}}.safetensors",
+    wildcard_constraints:
+        infiller="|".join(config["infillers"]),
+    log:
+        f"{LOGS}/common/generators/{{infiller}}.log",
+    priority: 7
+    params:
+        src=digest("common.generators.train_infill"),
+        recipes=lambda wildcards: json.dumps(
+            {wildcards.infiller: config["infillers"][wildcards.infiller]}
+        ),
+        splits=SPLITS,
+        folder=GENERATORS,
+    shell:
+        "python -m common.generators.train_infill --splits {params.splits} --recipes {params.recipes:q}"
+        " --out {params.folder} 2> >(tee {log} >&2)"
+
+
 rule class_autoencoders:
     input:
         splits=f"{SPLITS}/{{world}}.parquet",

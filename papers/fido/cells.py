@@ -1,0 +1,143 @@
+"""Job: from the measured tables of all training seeds to those that the claims are about.
+
+python -m papers.fido.cells --measured DIR... --costs F... --recipe '{...}' --out DIR --cost F
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.errors import one_line_errors
+from common.files import atomic_path
+from common.measure import judged
+from common.results import COLUMNS, write_rows
+from common.tables import cost_table
+
+KEYS = ["world", "starts", "classifier", "seed", "image", "stratum"]
+OVERFLOWS = ["overflow", "overflow_object", "overflow_matched", "overflow_object_matched"]
+LOST = 0.1  # accuracy that a classifier may lose on in-filled images
+
+
+def with_gaps(maps: pd.DataFrame) -> pd.DataFrame:
+    """The maps with rows `gap/FILL`: how much more of SDR's mask than of SSR's lies outside, per image (C1)."""
+    indexed, gaps = maps.set_index([*KEYS, "method"])[OVERFLOWS], []
+    for fill in sorted({name.split("/")[1] for name in maps["method"] if name.count("/") == 1 and name[:4] == "sdr/"}):
+        sdr, ssr = (indexed.xs(f"{objective}/{fill}", level="method") for objective in ("sdr", "ssr"))
+        gaps.append((sdr - ssr).dropna(how="all").reset_index().assign(method=f"gap/{fill}", strength=0.0))
+    return pd.concat([maps, *gaps], ignore_index=True)
+
+
+def with_sufficiency(maps: pd.DataFrame) -> pd.DataFrame:
+    """M6 relative to the original: `sufficient_FILL` = p(kept) / p(x), and `lost_FILL`, what a random half of the mask
+    takes from p(kept); for correctly predicted images, as in the paper."""
+    correct = maps["stratum"] == "correct"
+    found = {}
+    for fill in ("net", "background"):
+        found[f"sufficient_{fill}"] = (maps[f"kept_{fill}"] / maps["original"]).where(correct)
+        found[f"lost_{fill}"] = (maps[f"kept_{fill}"] - maps[f"half_{fill}"]).where(correct)
+    return maps.assign(**found)
+
+
+def with_setting(maps: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """The maps of a sweep: cells METHOD/FILL/SETTINGvalue as METHOD/FILL with the value in a column `setting`."""
+    parts = maps["method"].str.extract(rf"^([a-z-]+/[a-z]+)/{setting}([0-9.e-]+)$")
+    swept = maps[parts[0].notna()].assign(base=parts[0], setting=parts[1].astype(float))
+    return swept.sort_values([*KEYS, "base", "setting"])
+
+
+def trends(maps: pd.DataFrame, recipe: dict) -> pd.DataFrame:
+    """What a sweep says per image: `slope`, how much the overflow beyond the object rises from one mask grid to one of
+    twice as many cells per side (C9); `log2_ratio`, how many doublings of FIDO's λ BBMP needs for a mask of as many
+    pixels (C10)."""
+    found = []
+    for base, cell in with_setting(maps, "grid").groupby("base"):
+        table = cell.pivot(index=KEYS, columns="setting", values="overflow_object_matched")
+        x = np.log2(table.columns.to_numpy(float))
+        slope = table.to_numpy() @ (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+        found.append(table.index.to_frame(index=False).assign(method=base, trend="grid", slope=slope))
+    areas = {
+        base: cell.pivot(index=KEYS, columns="setting", values="area")
+        for base, cell in with_setting(maps, "lam").groupby("base")
+    }
+    if "ssr/net" in areas:
+        fido = areas["ssr/net"]
+        wanted = fido.iloc[:, np.abs(np.log(fido.columns / recipe["search"]["lam"])).argmin()]
+        for base in ("bbmp/blur", "bbmp/random"):
+            if base in areas:
+                ratios = [lam_at(areas[base].loc[key], area) / recipe["search"]["lam"] for key, area in wanted.items()]
+                frame = areas[base].index.to_frame(index=False)
+                found.append(frame.assign(method=base, trend="lam", log2_ratio=np.log2(ratios)))
+    table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*KEYS, "method", "trend"])
+    return table.reindex(columns=[*KEYS, "method", "trend", "slope", "log2_ratio"]).assign(strength=0.0)
+
+
+def lam_at(areas: pd.Series, wanted: float) -> float:
+    """The λ at which a mask has the `wanted` area, from areas by λ: linear in log λ, the ends beyond them."""
+    falling = np.minimum.accumulate(areas.to_numpy())
+    return float(np.exp(np.interp(-wanted, -falling, np.log(areas.index.to_numpy(float)))))
+
+
+def infill_gate(recovery: pd.DataFrame) -> pd.DataFrame:
+    """Per world, classifier and training seed: error of each in-fill at hidden pixels, what accuracy it costs under
+    independent masks, and whether the learned ones are `adequate`: nearer to what was hidden than local means, under
+    both kinds of masks, and no more than 10 points of accuracy lost under the independent ones."""
+    keys = ["world", "classifier", "seed", "method", "kind"]
+    means = recovery.groupby(keys)[["error", "correct", "correct_original", "probability"]].mean().unstack("kind")
+    table = pd.DataFrame({f"{metric}_{kind}": means[metric][kind] for metric, kind in means.columns})
+    local = table.xs("local", level="method")
+    keys = table.index.droplevel("method")
+    nearer = (table["error_iid"].to_numpy() < local["error_iid"].reindex(keys).to_numpy()) & (
+        table["error_block"].to_numpy() < local["error_block"].reindex(keys).to_numpy()
+    )
+    kept = table["correct_original_iid"] - table["correct_iid"] <= LOST + 1e-6
+    return table.assign(adequate=(nearer & kept).astype(float)).reset_index()
+
+
+def together(folders: list[Path], name: str) -> pd.DataFrame:
+    """One table of all training seeds."""
+    tables = [pd.read_parquet(folder / f"{name}.parquet") for folder in folders]
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measured", type=Path, nargs="+", required=True, help="a folder per training seed")
+    parser.add_argument("--costs", type=Path, nargs="+", required=True, help="what each file of shards cost")
+    parser.add_argument("--recipe", type=json.loads, required=True, help="JSON: the settings that cells share")
+    parser.add_argument("--out", type=Path, required=True, help="folder of rows, maps, suppression ... .parquet")
+    parser.add_argument("--cost", type=Path, required=True, help="seconds and overhead, which are not deterministic")
+    args = parser.parse_args()
+    names = ("gate", "rows", "maps", "suppression", "recovery", "likeness")
+    gate, rows, maps, suppression, recovery, likeness = (together(args.measured, name) for name in names)
+    infills = infill_gate(recovery)
+    learned = infills[infills["method"] == "net"].groupby(["world", "classifier", "seed"])["adequate"].min()
+    reliance = gate.groupby(["world", "classifier", "seed"])["reliance_label"].min().rename("reliance")
+    facts = pd.concat([learned, reliance], axis=1).reset_index()
+    maps = with_sufficiency(maps)
+    suppression["pixels"] = suppression["pixels"].where(suppression["stratum"] == "correct")
+    outputs = {
+        "maps": with_gaps(maps),
+        "suppression": suppression,
+        "recovery": recovery,
+        "likeness": likeness,
+        "trends": trends(maps, args.recipe),
+    }
+    for name, table in outputs.items():
+        with atomic_path(args.out / f"{name}.parquet") as temporary:
+            table.merge(facts, on=["world", "classifier", "seed"], how="left").to_parquet(temporary, index=False)
+    for name, table in {"oracle_gate": gate, "infills": infills}.items():
+        with atomic_path(args.out / "tables" / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, float_format="%.4f")
+    with atomic_path(args.cost) as temporary:
+        cost_table(args.costs, ["pass_seconds", "fill_seconds"]).to_parquet(temporary, index=False)
+    again = rows["starts"] != "pairs"  # a sweep explains some methods again
+    named = judged(rows, gate).assign(method=rows["method"].mask(again, rows["method"] + "/" + rows["starts"]))
+    write_rows(named[list(COLUMNS)], args.out / "rows.parquet")
+
+
+if __name__ == "__main__":
+    main()

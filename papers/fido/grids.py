@@ -1,0 +1,168 @@
+"""Job: the pictures of FIDO from shards: maps by in-fill, SSR beside SDR, architectures, sweeps, in-filled holes
+(figures 2, 3, 6, 7, 9, 11 to 14 of the paper's review version).
+
+python -m papers.fido.grids --shards F... --splits DIR --infillers DIR --out DIR
+"""
+
+import argparse
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from common.batches import Shard, read_shards
+from common.data import datasets
+from common.errors import one_line_errors
+from common.explain import Streams
+from common.figures import drawn_rows, image_grid, picture, save_figures, style
+from papers.fido.fills import Fills
+from papers.fido.names import FILLS, title
+
+ROWS = 4
+RED = np.array([0.85, 0.1, 0.1])
+SEARCHED = ("mean", "blur", "random", "local", "vae", "net")
+HOLED = (*SEARCHED, "road", "biharmonic", "background")
+
+
+def overlay(image: Tensor, saliency: Tensor) -> np.ndarray:
+    """A map in red over the grey image, H×W×3: the redder, the more a pixel matters."""
+    grey = image.mean(0).numpy()[..., None].repeat(3, 2) * 0.8 + 0.2
+    weight = 0.85 * (saliency / saliency.max().clamp_min(1e-6)).numpy()[..., None]
+    return grey * (1 - weight) + RED * weight
+
+
+def cell(shard: Shard, method: str, i: int, image: Tensor) -> tuple[np.ndarray, str]:
+    """The overlay of one map, and the share of the image that its MAP mask covers."""
+    saliency = shard.batches[method].saliency[i]
+    return overlay(image, saliency), f"{100 * (saliency > 0.5).float().mean():.0f} % of pixels"
+
+
+def maps(shard: Shard, data: Path, columns: dict[str, str], *, filled: float | None = None) -> plt.Figure:
+    """Images drawn at random, with the maps of some methods; with `filled`, a share, below each map the image whose
+    most salient pixels are in-filled."""
+    originals, seed = datasets.load_ids(shard.world, shard.ids, data), shard.seed
+    names = datasets.world(shard.world).class_names
+    rows, labels = [], []
+    for i in drawn_rows(len(shard.ids), seed, ROWS):
+        image = originals.images[i]
+        line, below = [(picture(image), names[int(shard.source[i])])], [(None, "")]
+        for method, text in columns.items():
+            drawn, area = cell(shard, method, i, image)
+            line.append((drawn, f"{text}: {area}"))
+            batch = shard.batches[method]
+            if filled is not None:
+                j = batch.strengths.index(filled)
+                runner_up = names[int(shard.target[i])]
+                below.append((picture(batch.images[i, j]), f"{runner_up}: p = {batch.confidence[i, j]:.2f}"))
+        rows.append(line)
+        labels.append("map")
+        if filled is not None:
+            rows.append(below)
+            labels.append(f"top {100 * filled:.0f} % in-filled")
+    figure = image_grid(rows, labels, cell=1.5)
+    figure.text(0, -0.02, f"images drawn at random, seed {seed}; share: pixels of the MAP mask, map > .5", fontsize=7.5)
+    return figure
+
+
+def holes(shard: Shard, data: Path, fills: Fills) -> plt.Figure:
+    """Figure 3: the same hole as every in-fill closes it, a centred square of half the side; and 70 % of the pixels."""
+    originals = datasets.load_ids(shard.world, shard.ids, data)
+    rows, labels = [], []
+    side = originals.images.shape[2]
+    square = torch.ones(side, side)
+    square[side // 4 : -side // 4, side // 4 : -side // 4] = 0
+    for i in drawn_rows(len(shard.ids), shard.seed, 3):
+        image, rng = originals.images[i : i + 1], Streams(shard.seed, (shard.ids[i],), (0,))
+        random = (rng.uniform((side, side), "figure")[0] < 0.3).float()
+        for keep, label in ((square, "square"), (random, "70 % hidden")):
+            shown = torch.where(keep > 0, image[0], 0.0)
+            line = [(picture(image[0]), "image"), (picture(shown), "kept")]
+            for name in HOLED:
+                filled = torch.where(keep > 0, image[0], fills[name](image, keep[None, None], rng)[0, 0])
+                line.append((picture(filled), FILLS[name]))
+            rows.append(line)
+            labels.append(label)
+    return image_grid(rows, labels, cell=1.2)
+
+
+def architectures(shards: list[Shard], data: Path) -> plt.Figure:
+    """Figure 9: the map of one method for several classifiers."""
+    by_name = {shard.classifier: shard for shard in shards}
+    first = by_name["cnn"]
+    originals = datasets.load_ids(first.world, first.ids, data).images
+    n = min(len(shard.ids) for shard in shards)
+    rows = []
+    for i in drawn_rows(n, first.seed, ROWS):
+        line = [(picture(originals[i]), "image")]
+        for name, shard in by_name.items():
+            drawn, area = cell(shard, "ssr/net", i, originals[i])
+            line.append((drawn, f"{name}: {area}"))
+        rows.append(line)
+    return image_grid(rows, [""] * len(rows), cell=1.5)
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, nargs="+", required=True, help="those of one training seed")
+    parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
+    parser.add_argument("--infillers", type=Path, required=True, help="folder of the learned in-fillers")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
+    parser.add_argument("--out", type=Path, required=True, help="folder of NAME.png and NAME.svg")
+    args = parser.parse_args()
+    style()
+    shards = [shard for path in args.shards for shard in read_shards(path)]
+    explained = [shard for shard in shards if shard.world == "scenes" and shard.starts == "pairs"]
+    main_shard = next(shard for shard in explained if shard.classifier == "cnn")
+    swept = next(shard for shard in shards if shard.starts == "sweeps")
+    tied = next(shard for shard in shards if shard.world == "scenes-tied")
+    table = pd.read_parquet(args.splits / "scenes.parquet")
+    fills = Fills.of("scenes", datasets.load("scenes", table, "systems", args.data), args.infillers)
+    draws = [
+        name for name in swept.batches if name.startswith("ssr/net") and not {"lam", "grid", "tv"} & _settings(name)
+    ]
+    drawn = {
+        "fig2-7-infills": maps(main_shard, args.data, {f"ssr/{fill}": FILLS[fill] for fill in SEARCHED}, filled=0.2),
+        "fig3-holes": holes(main_shard, args.data, fills),
+        "fig6-ssr-sdr": maps(
+            main_shard,
+            args.data,
+            {name: title(name) for name in ("ssr/mean", "sdr/mean", "ssr/net", "sdr/net")},
+            filled=0.1,
+        ),
+        "fig9-architectures": architectures(explained, args.data),
+        "baselines": maps(
+            main_shard,
+            args.data,
+            {
+                name: title(name)
+                for name in ("ssr/net", "bbmp/blur", "bbmp/net", "gradient", "rise", "extremal", "masker")
+            },
+        ),
+        "fig13-draws": maps(swept, args.data, {name: f"draw {k + 1}" for k, name in enumerate(sorted(draws))}),
+        "fig11-lambda": maps(swept, args.data, _swept(swept, "lam")),
+        "fig12-grid": maps(swept, args.data, _swept(swept, "grid")),
+        "tied": maps(tied, args.data, {name: title(name) for name in ("ssr/mean", "ssr/net")}, filled=0.2),
+    }
+    save_figures({name: (figure, args.shards) for name, figure in drawn.items()}, args.out, "fido_grids")
+
+
+def _settings(name: str) -> set[str]:
+    """The names of the settings in a cell's name."""
+    return {part.rstrip("0123456789.e-") for part in name.split("/")[2:]}
+
+
+def _swept(shard: Shard, setting: str) -> dict[str, str]:
+    """The cells of a sweep, with short titles."""
+    names = [name for name in shard.batches if setting in _settings(name)]
+    return {
+        name: name.replace("bbmp", "BBMP").replace("ssr", "FIDO").replace(f"/{setting}", f" {setting} ")
+        for name in names
+    }
+
+
+if __name__ == "__main__":
+    main()

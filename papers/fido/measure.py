@@ -1,0 +1,296 @@
+"""Job: measure the maps of one training seed: rows of the long table, what every map is worth (M1, M3, M4, M6), how few
+pixels suppress the class under each evaluating in-fill (M2), what each in-fill restores (M5), how alike maps are, and
+the judges beside the classifier.
+
+python -m papers.fido.measure --shards F... --settings '{...}' --systems DIR --infillers DIR --splits DIR --oracles DIR
+    --out DIR
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from common.batches import Shard, read_shards
+from common.classifiers.base import Classifier
+from common.classifiers.checkpoints import load_checkpoint
+from common.classifiers.oracles import Panel
+from common.data import datasets
+from common.errors import one_line_errors
+from common.explain import CounterfactualBatch, Streams
+from common.files import atomic_path
+from common.generators.inpainting import block_masks
+from common.measure import judge_accuracy, measure_shard, oracle_gate
+from common.progress import Progress
+from common.results import PANEL
+from common.scales import parse_recipe
+from papers.fido import metrics, regions
+from papers.fido.explain import BATCH, chunks, class_score
+from papers.fido.fills import Fills
+from papers.fido.method import log_odds
+
+COUNTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # pixels dropped, of 1024
+AREA = 0.1  # of the image: the matched area
+DRAWS, FEW_DRAWS = 8, 2  # of masks from q(z), of random masks per image; of these for slow in-fills
+BLOCK = 0.4  # share of the image that block masks hide
+SEARCHED = ("ssr", "sdr", "bbmp", "bbmp-sdr")
+UNBOUNDED = ("gradient", "rise", "random")  # maps without a threshold of their own: their mask is the matched area
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which in-fills evaluate. `suppress`: by start set; of the `slow` ones the first `few` images and the methods
+    named. `recover`: by world, those that are scored under random masks, slow ones on the first `few` images."""
+
+    suppress: dict[str, list[str]]
+    slow: dict[str, list[str]]
+    few: int
+    recover: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """N images that a shard explains, with their labels and object masks, and what explains them."""
+
+    images: datasets.Images
+    classifier: Classifier
+    fills: Fills
+    seed: int
+
+    def __getitem__(self, rows: slice) -> "Explained":
+        part = self.images
+        chosen = datasets.Images(part.images[rows], part.labels[rows], part.ids[rows], part.masks[rows])
+        return Explained(chosen, self.classifier, self.fills, self.seed)
+
+    @property
+    def rng(self) -> Streams:
+        return Streams(self.seed, self.images.ids, tuple(self.images.labels.tolist()))
+
+    @property
+    def boxes(self) -> Tensor:
+        return regions.bounding_boxes(self.images.masks > 0.5)
+
+    @torch.no_grad()
+    def filled(self, keep: Tensor, fill: str) -> Tensor:
+        """N×M×C×H×W images after what N×M×H×W masks hide is in-filled."""
+        x, found = self.images.images, []
+        for rows in chunks(len(x), keep.shape[1], x[0, 0].numel()):
+            rng = self.rng[range(rows.start, rows.stop)]
+            found.append(metrics.filled(x[rows], keep[rows], self.fills[fill], rng))
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """N×M×K of N×M×C×H×W images."""
+        parts = [self.classifier(x) for x in images.flatten(0, 1).split(BATCH)]
+        return torch.cat(parts).unflatten(0, images.shape[:2])
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """N×M log-odds of the labels in N×M×K logits."""
+        labels = self.images.labels.repeat_interleave(logits.shape[1])
+        return log_odds(logits.flatten(0, 1), labels).view(logits.shape[:2])
+
+    def scores(self, keep: Tensor, fill: str) -> Tensor:
+        """N×M log-odds of the labels after what N×M×H×W masks hide is in-filled."""
+        return self.log_odds(self.logits(self.filled(keep, fill)))
+
+
+def map_mask(method: str, shown: Tensor, rank: Tensor) -> Tensor:
+    """N×H×W masks of the pixels that a map calls salient: above .5, or the top `AREA` where it has no threshold."""
+    if method.split("/")[0] in UNBOUNDED:
+        return (rank < round(AREA * shown[0].numel())).float()
+    return (shown > regions.SALIENT).float()
+
+
+@torch.no_grad()
+def map_metrics(name: str, shown: Tensor, here: Explained) -> dict[str, Tensor]:
+    """What the N×H×W maps `shown` of a method are worth, N values each; NaN where a map has none.
+
+    `area`, `empty`, `full`: of the MAP mask · `overflow` of it beyond the object's box, `overflow_object` beyond its
+    mask (M1), `localisation` error (M3), `metric` (M4); the same `…_matched` at the top tenth of the pixels · `kept_…`:
+    p(c) of what the MAP mask keeps under an in-fill, `matched_…` of the top tenth, `half_…` of a random half of the MAP
+    mask (M6) · of searched maps the `entropy` of θ in bits, E_q[s] (`expected`) beside s of the MAP mask (`map_score`),
+    under the in-fill that was searched with.
+    """
+    method, *rest = name.split("/")
+    x, objects = here.images.images, here.images.masks
+    rank = regions.ranks(shown, here.rng)
+    mask = map_mask(name, shown, rank)
+    top = (rank < round(AREA * shown[0].numel())).float()
+    box = regions.box_masks(here.boxes, *shown.shape[1:])
+    score = class_score(here.classifier, here.images.labels)
+    found = {
+        "area": mask.flatten(1).mean(1),
+        "empty": (mask.flatten(1).sum(1) == 0).float(),
+        "full": (mask.flatten(1).mean(1) == 1).float(),
+        "pointing": metrics.pointing(rank, objects),
+        "original": torch.sigmoid(score(x[:, None])[:, 0]),
+    }
+    for suffix, chosen in (("", mask), ("_matched", top)):
+        boxes = regions.bounding_boxes(chosen > 0)
+        found |= {
+            f"overflow{suffix}": metrics.overflow(chosen, box),
+            f"overflow_object{suffix}": metrics.overflow(chosen, objects),
+            f"localisation{suffix}": metrics.localisation_error(boxes, here.boxes),
+            f"metric{suffix}": metrics.saliency_metric(x, boxes, score),
+        }
+    half = mask * (here.rng.uniform(shown.shape[1:], "half") < 0.5)
+    for fill in ("net", "background"):
+        p = torch.sigmoid(here.scores(torch.stack([mask, top, half], 1), fill))
+        found |= {f"{what}_{fill}": p[:, k] for k, what in enumerate(("kept", "matched", "half"))}
+    missing = torch.full((len(x),), torch.nan)
+    found |= {"entropy": missing, "expected": missing, "map_score": missing}
+    if method in SEARCHED:
+        theta = shown if method in ("ssr", "bbmp") else 1 - shown
+        drawn = (here.rng.uniform((DRAWS, *shown.shape[1:]), "q") < theta[:, None]).float()
+        scores = here.scores(torch.cat([drawn, (theta > regions.SALIENT).float()[:, None]], 1), rest[0])
+        found |= {"entropy": metrics.entropy(theta), "expected": scores[:, :-1].mean(1), "map_score": scores[:, -1]}
+    return found
+
+
+def suppression(shown: Tensor, here: Explained, fill: str, counts: Tensor) -> dict[float, Tensor]:
+    """M2: the N numbers of pixels at which each of `metrics.QUANTILES` of the class is suppressed, under one in-fill,
+    interpolated between `counts`; NaN where there is nothing to suppress. Deletion in order of the map, whatever it was
+    optimised for."""
+    rank = regions.ranks(shown, here.rng)
+    s = here.scores(regions.without_top(rank, counts), fill)
+    return {quantile: metrics.suppression_pixels(s, counts, quantile) for quantile in metrics.QUANTILES}
+
+
+def recovery(here: Explained, fill: str, draws: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """M5: by kind of random mask, p(c) after in-filling (`probability`, mean over masks, and `median`), whether the
+    image is still predicted correctly, and was before, and the mean error of the in-fill at hidden pixels."""
+    x, labels, size = here.images.images, here.images.labels, tuple(here.images.masks.shape[1:])
+    original = (here.logits(x[:, None]).argmax(2)[:, 0] == labels).float()
+    generator = torch.Generator().manual_seed(here.seed)
+    masks = {
+        "iid": (here.rng.uniform((draws, *size), "iid mask") < 0.5).float(),
+        "block": block_masks(len(x) * draws, size, BLOCK, generator).view(draws, len(x), *size).transpose(0, 1),
+    }
+    for kind, keep in masks.items():
+        filled = here.filled(keep, fill)
+        logits, error = here.logits(filled), (filled - x[:, None]).abs().mean(2)
+        p, correct = torch.sigmoid(here.log_odds(logits)), (logits.argmax(2) == labels[:, None]).float()
+        hidden = ((error * (1 - keep)).sum((2, 3)) / (1 - keep).sum((2, 3))).mean(1)
+        yield (
+            kind,
+            {
+                "probability": p.mean(1),
+                "median": p.median(1).values,
+                "correct": correct.mean(1),
+                "correct_original": original,
+                "error": hidden,
+            },
+        )
+
+
+def likeness(shards: list[Shard]) -> list[pd.DataFrame]:
+    """How alike maps are, as Spearman's ρ of their pixels: of the same image between draws of the masks (`draws`),
+    between two architectures, and of different images (`images`)."""
+    lines = []
+    for shard in shards:
+        bases = {name.rsplit("/draw", 1)[0] for name in shard.batches if "/draw" in name}
+        for base in sorted(bases):
+            maps = [batch.saliency for name, batch in shard.batches.items() if name.rsplit("/draw", 1)[0] == base]
+            lines.append(_lines(shard, base, "draws", metrics.spearman_across(maps)))
+            lines.append(_lines(shard, base, "images", metrics.spearman_across([maps[0], maps[0].roll(1, 0)])))
+        for other in shards:
+            same = shard.world == other.world and shard.starts == other.starts == "pairs"
+            if same and shard.classifier < other.classifier:
+                for name in sorted(set(shard.batches) & set(other.batches)):
+                    n = min(len(shard.ids), len(other.ids))
+                    maps = [part.batches[name].saliency[:n] for part in (shard, other)]
+                    lines.append(_lines(shard, name, "architectures", metrics.spearman_across(maps), n))
+    return lines
+
+
+def _lines(shard: Shard, method: str, kind: str, correlation: Tensor, n: int | None = None) -> pd.DataFrame:
+    return _table(shard, {"correlation": correlation}, n, method=method, kind=kind)
+
+
+def _table(shard: Shard, values: dict[str, Tensor], n: int | None = None, **facts: str | float) -> pd.DataFrame:
+    """Rows of the first n samples of a shard: who, what, and the values."""
+    table = pd.DataFrame({name: value.numpy() for name, value in values.items()})
+    correct = (shard.source_prediction == shard.source)[:n].numpy()
+    identity = {"world": shard.world, "starts": shard.starts, "classifier": shard.classifier, "seed": shard.seed}
+    return table.assign(
+        **identity,
+        image=np.array(shard.ids[:n], dtype=object),
+        stratum=np.where(correct, "correct", "misclassified"),
+        **{"strength": 0.0, **facts},
+    )
+
+
+def statuses(batch: CounterfactualBatch, values: dict[str, Tensor]) -> np.ndarray:
+    """Of N maps: `diverged` where no in-fill was a number, `empty` or `full` by its MAP mask, else `ok`."""
+    found = np.where(values["empty"].numpy() > 0, "empty", np.where(values["full"].numpy() > 0, "full", "ok"))
+    return np.where(batch.status[:, 0] == "diverged", "diverged", found)
+
+
+def measured_shard(shard: Shard, here: Explained, settings: Settings) -> dict[str, list[pd.DataFrame]]:
+    """The tables of a shard by name, method by method."""
+    maps, pixels = [], []
+    for name, batch in shard.batches.items():
+        values = map_metrics(name, batch.saliency, here)
+        bad = shard.traces[name][:, 0] if name in shard.traces else torch.zeros(len(shard.ids))
+        maps.append(_table(shard, {**values, "bad_fills": bad}, method=name).assign(status=statuses(batch, values)))
+        counts = torch.tensor(COUNTS)
+        fills = dict.fromkeys(settings.suppress.get(shard.starts, []), (len(shard.ids), counts))
+        if shard.starts == "pairs" and shard.classifier == "cnn":
+            slow = {fill for fill, methods in settings.slow.items() if name in methods}
+            fills |= dict.fromkeys(slow, (settings.few, counts[::2]))
+        for fill, (n, at) in fills.items():
+            for quantile, found in suppression(batch.saliency[:n], here[slice(0, n)], fill, at).items():
+                pixels.append(_table(shard, {"pixels": found}, n, method=name, fill=fill, strength=quantile))
+    return {"maps": maps, "suppression": pixels}
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, nargs="+", required=True, help="those of one training seed")
+    parser.add_argument("--settings", type=json.loads, required=True, help="JSON: which in-fills evaluate what")
+    parser.add_argument("--systems", type=Path, required=True, help="folder of the classifiers of this seed")
+    parser.add_argument("--infillers", type=Path, required=True, help="folder of the learned in-fillers")
+    parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
+    parser.add_argument("--oracles", type=Path, required=True, help="folder of the judges")
+    parser.add_argument("--panel", required=True, help="world whose judges are asked")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
+    parser.add_argument("--out", type=Path, required=True, help="folder of rows, maps, suppression, ... .parquet")
+    args = parser.parse_args()
+    settings = parse_recipe(Settings, args.settings)
+    panel = Panel.load({judge: args.oracles / f"{args.panel}-{judge}.safetensors" for judge in PANEL})
+    shards = [shard for path in args.shards for shard in read_shards(path)]
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("rows", "maps", "suppression", "recovery", "gate")}
+    with Progress("measure", total=len(shards), unit="shards") as progress:
+        for shard in shards:
+            split = pd.read_parquet(args.splits / f"{shard.world}.parquet")
+            systems, pairs = (datasets.load(shard.world, split, name, args.data) for name in ("systems", "pairs"))
+            classifier = load_checkpoint(args.systems / f"{shard.world}-{shard.classifier}.safetensors")
+            fills = Fills.of(shard.world, systems, args.infillers)
+            here = Explained(datasets.load_ids(shard.world, shard.ids, args.data), classifier, fills, shard.seed)
+            for name, found in measured_shard(shard, here, settings).items():
+                tables[name] += found
+            tables["rows"].append(measure_shard(shard, panel, args.data).assign(starts=shard.starts))
+            if shard.starts == "pairs":
+                gate = oracle_gate(shard, judge_accuracy(panel, pairs), len(pairs.ids))
+                tables["gate"].append(gate.assign(starts=shard.starts))
+                for fill in settings.recover[shard.world]:
+                    n, draws = (settings.few, FEW_DRAWS) if fill in settings.slow else (len(shard.ids), DRAWS)
+                    for kind, values in recovery(here[slice(0, n)], fill, draws):
+                        tables["recovery"].append(_table(shard, values, n, method=fill, kind=kind))
+            progress.advance()
+    tables["likeness"] = likeness(shards)
+    for name, parts in tables.items():
+        with atomic_path(args.out / f"{name}.parquet") as temporary:
+            (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()).to_parquet(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()
