@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from common.errors import one_line_errors
+from common.errors import VceError, one_line_errors
 from vce.methods import METHODS, find_method
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -21,8 +21,13 @@ def vce() -> None:
 @app.command(no_args_is_help=True)
 def explain(
     image: Annotated[list[Path], typer.Option(help="An image file, or a folder of them. Repeatable.")],
-    target: Annotated[str, typer.Option(help="The class to move to: its index, its name, or a unique part of it.")],
     out: Annotated[Path, typer.Option(help="Folder for the results, one folder per image.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="The class to move to: its index, its name, or a unique part of it. fido needs none: the runner-up."
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "svce",
     classifier: Annotated[
         str | None,
@@ -37,7 +42,8 @@ def explain(
             "--radius",
             "--strength",
             help="Strength of the change; up to 8 values. svce: l1.5 radius, by default 50 75 100 at 224 px. clarity,"
-            " disc: own confidence to reach, by default .5 .9 .99.",
+            " disc: own confidence to reach, by default .5 .9 .99. fido: share of the pixels to in-fill, by default"
+            " .05 .1 .2 .4.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random streams.")] = 0,
@@ -53,11 +59,15 @@ def explain(
 
     Example: vce explain --method disc --image cat.png --target "Egyptian cat" --out out
 
+    Example: vce explain --method fido --image cat.png --out out
+
     Look at out/cat/overview.png first; its pictures and numbers lie beside it.
 
     An unreadable image gets a record that says why, the others are explained, and the exit code is 1.
     """
     found = find_method(method)
+    if target is None and not found.untargeted:
+        raise VceError(f"--target: missing, {method} moves an image to a class; name one, such as --target tabby")
     from common.progress import Progress
     from vce.explain import Request, check_strengths, explain_files, find_class, find_images
 
@@ -65,7 +75,8 @@ def explain(
     paths = find_images(image)
     model = found.load_classifier(classifier)
     strengths = strengths or found.strengths(model.image_shape)
-    request = Request(method, found.load(), model, find_class(model, target), strengths, seed, batch_size)
+    wanted = None if target is None else find_class(model, target)
+    request = Request(method, found.load(), model, wanted, strengths, seed, batch_size)
     with Progress(method, total=len(paths), unit="images") as progress:
         records = explain_files(paths, request, out, progress)
     for record in records:
@@ -148,8 +159,10 @@ def _line(record: dict) -> str:
         return f"{start}: skipped, {record['note']}"
     label = METHODS[record["method"]].label
     row = next(row for row in record["counterfactuals"] if row[label] == record["chosen"])
-    reached = "?" if row["confidence"] is None else f"{100 * row['confidence']:.1f} %"
-    return f"{start} -> {target['name']} {reached} at {label} {record['chosen']:g} ({record['status']})"
+    untargeted = METHODS[record["method"]].untargeted
+    end, value = (source, row["source_confidence"]) if untargeted else (target, row["confidence"])
+    reached = "?" if value is None else f"{100 * value:.1f} %"
+    return f"{start} -> {end['name']} {reached} at {label} {record['chosen']:g} ({record['status']})"
 
 
 @one_line_errors

@@ -24,19 +24,20 @@ from common.explain import MAX_STRENGTHS, CounterfactualBatch, Explainer, Stream
 from common.files import sha256, write_atomic
 from common.progress import Progress
 from vce.methods import METHODS
-from vce.pictures import draw_difference, draw_overview
+from vce.pictures import draw_difference, draw_overview, draw_saliency
 
 RECORD = "explanation.json"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to explain and how: `explain` is the method's contract function; one target and one path for every image."""
+    """What to explain and how: `explain` is the method's contract function; one path for every image and one target, or
+    None for the runner-up class of each."""
 
     method: str
     explain: Explainer
     classifier: Classifier
-    target: int
+    target: int | None
     strengths: tuple[float, ...]
     seed: int
     batch_size: int
@@ -132,11 +133,13 @@ def _explain_batch(
     with torch.no_grad():
         before = classifier(images).softmax(1)
     source = before.argmax(1)
+    runner_up = before.scatter(1, source[:, None], -1.0).argmax(1)
+    target = runner_up if request.target is None else torch.full((len(images),), request.target)
     facts = {
-        index: _facts(paths[index], request) | _seen(paths[index], request, before[row])
+        index: _facts(paths[index], request) | _seen(paths[index], request.classifier, before[row], int(target[row]))
         for row, index in enumerate(loaded)
     }
-    rows = [row for row in range(len(images)) if source[row] != request.target]
+    rows = [row for row in range(len(images)) if source[row] != target[row]]
     for row, index in enumerate(loaded):
         if row not in rows:
             why = {"status": "skipped", "note": "the classifier already predicts the target; choose another one"}
@@ -149,9 +152,9 @@ def _explain_batch(
     answer = request.explain(
         images[rows],
         source[rows],
-        torch.full((len(rows),), request.target),
+        target[rows],
         classifier=classifier,
-        rng=Streams(request.seed, ids, (request.target,) * len(rows)),
+        rng=Streams(request.seed, ids, tuple(target[rows].tolist())),
         strengths=request.strengths,
         callback=progress,
     )
@@ -165,26 +168,34 @@ def _facts(path: Path, request: Request) -> dict:
     """What every record says, whatever becomes of the image."""
     packages = ("torch", "torchvision", "timm", "numpy", "pillow")
     about = METHODS[request.method].about
-    return ({"about": about} if about else {}) | {
-        "image": _text(str(path)),
-        "method": request.method,
-        "classifier": request.classifier.name,
-        "seed": request.seed,
-        "target": {"index": request.target, "name": request.classifier.class_names[request.target]},
-        "versions": {"python": python_version()} | {package: version(package) for package in packages},
-    }
+    named = {} if request.target is None else _class(request.classifier, request.target)
+    return (
+        ({"about": about} if about else {})
+        | ({"target": named} if named else {})
+        | {
+            "image": _text(str(path)),
+            "method": request.method,
+            "classifier": request.classifier.name,
+            "seed": request.seed,
+            "versions": {"python": python_version()} | {package: version(package) for package in packages},
+        }
+    )
 
 
-def _seen(path: Path, request: Request, before: Tensor) -> dict:
-    """What the classifier sees in the original, from its K probabilities `before`."""
+def _class(classifier: Classifier, index: int) -> dict:
+    return {"index": index, "name": classifier.class_names[index]}
+
+
+def _seen(path: Path, classifier: Classifier, before: Tensor, target: int) -> dict:
+    """What the classifier sees in the original, from its K probabilities `before`, and where it is to go."""
     source = int(before.argmax())
     return {
         "image_sha256": sha256(path),
+        "target": _class(classifier, target),
         "source": {
-            "index": source,
-            "name": request.classifier.class_names[source],
+            **_class(classifier, source),
             "confidence": float(before[source]),
-            "target_confidence": float(before[request.target]),
+            "target_confidence": float(before[target]),
         },
     }
 
@@ -199,6 +210,8 @@ def _write_result(
     change = (paths - (image if reference is None else reference)).abs().sum(1)
     chosen = next((s for s, status in enumerate(answer.status[sample]) if status == "ok"), len(paths) - 1)
     nfe = answer.forward + answer.backward
+    with torch.no_grad():
+        left = request.classifier(paths).softmax(1)[:, facts["source"]["index"]]
     rows = []
     for s, strength in enumerate(answer.strengths):
         delta = (paths[s] - image).double().abs().flatten()
@@ -208,6 +221,7 @@ def _write_result(
                 "file": f"counterfactual_{label}{strength:.10g}.png",
                 "status": str(answer.status[sample][s]),
                 "confidence": _number(answer.confidence[sample, s]),
+                "source_confidence": _number(left[s]),
                 "l1": _number(delta.sum()),
                 "l1.5": _number(delta.pow(1.5).sum() ** (1 / 1.5)),
                 "l2": _number(delta.norm()),
@@ -219,9 +233,8 @@ def _write_result(
     status = rows[chosen]["status"]
     record = {"status": status} | facts | {"chosen": rows[chosen][label], "counterfactuals": rows}
     source, target = facts["source"], facts["target"]
-    titles = [
-        f"{label} {row[label]:g}: {target['name']} {_percent(row['confidence'])}{_short(row, label)}" for row in rows
-    ]
+    shown, value = (source, "source_confidence") if METHODS[request.method].untargeted else (target, "confidence")
+    titles = [f"{label} {row[label]:g}: {shown['name']} {_percent(row[value])}{_short(row, label)}" for row in rows]
     with _whole_folder(folder) as temporary:
         for row, counterfactual in zip(rows, paths, strict=True):
             save_image(counterfactual, temporary / row["file"])
@@ -230,6 +243,9 @@ def _write_result(
         first = f"original: {source['name']} {_percent(source['confidence'])}"
         if reference is not None:
             save_image(reference, temporary / "reconstruction.png")
+        if answer.saliency is not None:
+            draw_saliency(image, answer.saliency[sample], temporary / "saliency.png")
+            save_image((answer.saliency[sample] > 0.5).float()[None], temporary / "mask.png")
         draw_overview(image, reference, paths, change, (first, titles), temporary / "overview.png")
         _write_record(temporary, record)
     return record
@@ -244,6 +260,8 @@ def _short(row: dict, label: str) -> str:
     """What a picture's title adds where it is not what was asked for."""
     if row["status"] == "diverged":
         return ", diverged"
+    if label == "share":
+        return ""
     if label == "tau" and row["confidence"] is not None and row["confidence"] < row[label] - 1e-6:
         return ", not reached"
     return ", not flipped" if row["status"] == "not_flipped" else ""

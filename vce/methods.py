@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Method:
     """`path`: import path of its `explain`; `strengths`: from image shape C×H×W to defaults; `label`: their symbol;
     `classifier`: the one that is explained by default; `loader`: import path of what loads classifiers by name;
-    `about`: what every record has to say of how the method runs here.
+    `about`: what every record has to say of how the method runs here; `untargeted`: it explains the class that is seen,
+    and needs no target.
     """
 
     path: str
@@ -26,6 +27,7 @@ class Method:
     classifier: str = "imagenet/efficientnet-lite0"
     loader: str = "common.classifiers.pretrained:load_classifier"
     about: str = ""
+    untargeted: bool = False
 
     def load(self) -> Callable:
         """The contract function of `common.explain.Explainer`."""
@@ -52,6 +54,11 @@ def confidences(shape: tuple[int, int, int]) -> tuple[float, ...]:
     return (0.5, 0.9, 0.99)
 
 
+def shares(shape: tuple[int, int, int]) -> tuple[float, ...]:
+    """Shares of the pixels that are in-filled."""
+    return (0.05, 0.1, 0.2, 0.4)
+
+
 METHODS = {
     "svce": Method("papers.svce.explain:explain", svce_radii, "eps"),
     "clarity": Method(
@@ -62,6 +69,14 @@ METHODS = {
         confidences,
         "tau",
         about="manifold consistency is off: this classifier comes without an auxiliary that was trained with it",
+    ),
+    "fido": Method(
+        "papers.fido.explain:explain",
+        shares,
+        "share",
+        about="the smallest deletion of the class that is seen (SDR), in-filled by linear imputation; the target only"
+        " names the class whose confidence is recorded",
+        untargeted=True,
     ),
 }
 

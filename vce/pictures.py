@@ -3,6 +3,7 @@
 import textwrap
 from pathlib import Path
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,6 +17,17 @@ def draw_difference(change: Tensor, path: Path) -> None:
     """Write the map H×W of Σ|δ| over colour channels as a PNG with a colour bar."""
     figure = Figure(figsize=(4.4, 3.6), layout="constrained")
     _map(figure.add_subplot(), change, float(change.max()), MAP_TITLE)
+    _save(figure, path)
+
+
+def draw_saliency(image: Tensor, saliency: Tensor, path: Path) -> None:
+    """Write the map H×W in red over the grey image C×H×W as a PNG: the redder, the more a pixel matters."""
+    figure = Figure(figsize=(4.4, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(image.mean(0).numpy(), cmap="gray", vmin=-0.3, vmax=1.1)
+    top = float(saliency.max()) or 1.0
+    axes.imshow(torch.ones_like(saliency).numpy(), cmap="Reds", vmin=0, vmax=1.2, alpha=(0.85 * saliency / top).numpy())
+    axes.axis("off")
     _save(figure, path)
 
 

@@ -20,18 +20,11 @@ from common.explain import Streams
 from common.figures import drawn_rows, image_grid, picture, save_figures, style
 from papers.fido.fills import Fills
 from papers.fido.names import FILLS, title
+from papers.fido.pictures import overlay
 
 ROWS = 4
-RED = np.array([0.85, 0.1, 0.1])
 SEARCHED = ("mean", "blur", "random", "local", "vae", "net")
 HOLED = (*SEARCHED, "road", "biharmonic", "background")
-
-
-def overlay(image: Tensor, saliency: Tensor) -> np.ndarray:
-    """A map in red over the grey image, H×W×3: the redder, the more a pixel matters."""
-    grey = image.mean(0).numpy()[..., None].repeat(3, 2) * 0.8 + 0.2
-    weight = 0.85 * (saliency / saliency.max().clamp_min(1e-6)).numpy()[..., None]
-    return grey * (1 - weight) + RED * weight
 
 
 def cell(shard: Shard, method: str, i: int, image: Tensor) -> tuple[np.ndarray, str]:

@@ -26,8 +26,8 @@ class Recipe:
 
     epochs: int
     widths: tuple[int, ...] = (16, 32, 48)
-    variation: float = 1.0
-    area: float = 2.0
+    variation: float = 3.0
+    area: float = 4.0
     destroy: float = 2.0
     power: float = 0.3
     sigma: float = 2.5
@@ -78,7 +78,8 @@ def train_masker(
             loss.backward()
             optimiser.step()
             schedule.step()
-        if not math.isfinite(loss.item()):
+        # the last step of an epoch is not in its loss
+        if not (math.isfinite(loss.item()) and all(value.isfinite().all() for value in masker.parameters())):
             raise VceError(f"masker: the loss is not finite in epoch {epoch + 1}; lower `learning_rate` in config/")
         if progress:
             progress({"epoch": epoch + 1, "epochs": recipe.epochs})

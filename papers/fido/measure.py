@@ -37,6 +37,7 @@ from papers.fido.method import log_odds
 
 COUNTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # pixels dropped, of 1024
 AREA = 0.1  # of the image: the matched area
+ROAD_SHARES = (0.1, 0.2, 0.3, 0.5)  # of the pixels
 DRAWS, FEW_DRAWS = 8, 2  # of masks from q(z), of random masks per image; of these for slow in-fills
 BLOCK = 0.4  # share of the image that block masks hide
 SEARCHED = ("ssr", "sdr", "bbmp", "bbmp-sdr")
@@ -154,13 +155,28 @@ def map_metrics(name: str, shown: Tensor, here: Explained) -> dict[str, Tensor]:
     return found
 
 
-def suppression(shown: Tensor, here: Explained, fill: str, counts: Tensor) -> dict[float, Tensor]:
-    """M2: the N numbers of pixels at which each of `metrics.QUANTILES` of the class is suppressed, under one in-fill,
-    interpolated between `counts`; NaN where there is nothing to suppress. Deletion in order of the map, whatever it was
-    optimised for."""
-    rank = regions.ranks(shown, here.rng)
-    s = here.scores(regions.without_top(rank, counts), fill)
-    return {quantile: metrics.suppression_pixels(s, counts, quantile) for quantile in metrics.QUANTILES}
+def deletion_scores(shown: Tensor, here: Explained, fill: str, counts: Tensor) -> Tensor:
+    """s_k, N×K: the log-odds after the first k pixels of N×H×W maps are dropped and in-filled afresh, for K `counts`.
+    In order of the map, whatever it was optimised for."""
+    return here.scores(regions.without_top(regions.ranks(shown, here.rng), counts), fill)
+
+
+def perturbation_curves(shown: Tensor, here: Explained, deleted: Tensor) -> dict[str, Tensor]:
+    """RISE's areas, of p(c) while the most salient pixels are replaced by the mean colour (`deletion`, from the
+    log-odds N×K at `COUNTS`) or brought back into the blurred image (`insertion`), and ROAD's accuracies after shares
+    of the most (`road_morf`) and of the least salient pixels (`road_lerf`) were imputed, mean over `ROAD_SHARES`."""
+    counts, rank = torch.tensor(COUNTS), regions.ranks(shown, here.rng)
+    inserted = here.scores(1 - regions.without_top(rank, counts), "blur")
+    found = {
+        "deletion": metrics.area_under(torch.sigmoid(deleted), counts),
+        "insertion": metrics.area_under(torch.sigmoid(inserted), counts),
+    }
+    shares = (torch.tensor(ROAD_SHARES) * shown[0].numel()).round()
+    orders = {"road_morf": rank, "road_lerf": shown[0].numel() - 1 - rank}
+    for name, order in orders.items():
+        seen = here.logits(here.filled(regions.without_top(order, shares), "road")).argmax(2)
+        found[name] = (seen == here.images.labels[:, None]).float().mean(1)
+    return found
 
 
 def recovery(here: Explained, fill: str, draws: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -239,15 +255,22 @@ def measured_shard(shard: Shard, here: Explained, settings: Settings) -> dict[st
     for name, batch in shard.batches.items():
         values = map_metrics(name, batch.saliency, here)
         bad = shard.traces[name][:, 0] if name in shard.traces else torch.zeros(len(shard.ids))
-        maps.append(_table(shard, {**values, "bad_fills": bad}, method=name).assign(status=statuses(batch, values)))
-        counts = torch.tensor(COUNTS)
-        fills = dict.fromkeys(settings.suppress.get(shard.starts, []), (len(shard.ids), counts))
+        counts, everyone = torch.tensor(COUNTS), len(shard.ids)
+        fills = dict.fromkeys(settings.suppress.get(shard.starts, []), (everyone, counts))
         if shard.starts == "pairs" and shard.classifier == "cnn":
             slow = {fill for fill, methods in settings.slow.items() if name in methods}
             fills |= dict.fromkeys(slow, (settings.few, counts[::2]))
-        for fill, (n, at) in fills.items():
-            for quantile, found in suppression(batch.saliency[:n], here[slice(0, n)], fill, at).items():
-                pixels.append(_table(shard, {"pixels": found}, n, method=name, fill=fill, strength=quantile))
+        scores = {
+            fill: deletion_scores(batch.saliency[:n], here[slice(0, n)], fill, at) for fill, (n, at) in fills.items()
+        }
+        for fill, s in scores.items():
+            n, at = fills[fill]
+            for quantile in metrics.QUANTILES:
+                found = {"pixels": metrics.suppression_pixels(s, at, quantile)}
+                pixels.append(_table(shard, found, n, method=name, fill=fill, strength=quantile))
+        if "mean" in scores:
+            values |= perturbation_curves(batch.saliency, here, scores["mean"])
+        maps.append(_table(shard, {**values, "bad_fills": bad}, method=name).assign(status=statuses(batch, values)))
     return {"maps": maps, "suppression": pixels}
 
 

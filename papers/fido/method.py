@@ -89,7 +89,7 @@ def fido(
         s = score(_mixed(z, x, torch.where(_over(finite), filled, 0.0)))
         expected = torch.where(finite, s, 0.0).sum(1) / finite.sum(1).clamp_min(1)
         penalty = ((1 - p) if objective == "ssr" else p).sum((1, 2))
-        loss = sign * expected + settings.lam * min(1, t / settings.warm_up) * penalty
+        loss = sign * expected + settings.lam * min(1, t / max(1, settings.warm_up)) * penalty
         if settings.tv:
             loss = loss + settings.tv * (p.diff(dim=1).square().sum((1, 2)) + p.diff(dim=2).square().sum((1, 2)))
         _step(adam, loss, settings.learning_rate * (1 - t / settings.steps))

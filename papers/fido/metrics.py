@@ -14,7 +14,7 @@ from torch.special import entr
 from common.explain import Streams
 from common.generators.infill import Infill
 from papers.fido.method import Score
-from papers.fido.regions import areas, crop_and_upscale, overlap, without_top
+from papers.fido.regions import areas, crop_and_upscale, overlap
 
 SMALLEST = 0.05  # share of the image below which the Saliency Metric rewards no further
 SPAN = 0.5  # nats between s_0 and s_U below which there is nothing to suppress
@@ -24,11 +24,6 @@ QUANTILES = (0.1, 0.2, 0.3, 0.4)
 def overflow(mask: Tensor, inside: Tensor) -> Tensor:
     """M1: share of N×H×W masks that lies outside of the N×H×W regions `inside`; NaN for an empty mask."""
     return ((mask * (1 - inside)).flatten(1).sum(1) / mask.flatten(1).sum(1)).float()
-
-
-def log_odds_without(x: Tensor, rank: Tensor, counts: Tensor, fill: Infill, score: Score, rng: Streams) -> Tensor:
-    """s_k, N×K: the log-odds after the first k pixels of N×H×W `rank` are dropped and in-filled afresh, K `counts`."""
-    return score(filled(x, without_top(rank, counts), fill, rng))
 
 
 def filled(x: Tensor, keep: Tensor, fill: Infill, rng: Streams) -> Tensor:

@@ -32,7 +32,7 @@ FIDO_PLOTS = [
     "fig15-recovery",
 ]
 FIGURES_OF["fido"] = [
-    f"{FIGURES}/fido/{name}.png" for name in [*FIDO_GRIDS, *FIDO_PLOTS, "verdicts"]
+    f"{FIGURES}/fido/{name}.png" for name in [*FIDO_GRIDS, *FIDO_PLOTS, "photos", "verdicts"]
 ]
 RESULTS_OF["fido"] = [
     f"{RESULTS}/fido/claims.json",
@@ -333,6 +333,23 @@ rule fido_figures:
         folder=f"{FIGURES}/fido",
     shell:
         "python -m papers.fido.figures --results {params.results} --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule fido_photos:
+    input:
+        "data/efficientnet-lite0.pth",
+        photos=[f"data/{name}" for name in FIDO["photos"]["images"]],
+    output:
+        expand(f"{FIGURES}/fido/photos.{{suffix}}", suffix=["png", "svg"]),
+    log:
+        f"{LOGS}/fido/photos.log",
+    priority: 1
+    params:
+        src=digest("papers.fido.photos"),
+        recipe=json.dumps(FIDO["photos"]),
+        folder=f"{FIGURES}/fido",
+    shell:
+        "python -m papers.fido.photos --recipe {params.recipe:q} --out {params.folder} 2> >(tee {log} >&2)"
 
 
 rule fido_results:

@@ -9,7 +9,7 @@ The file holds one shard per entry; what it cost stands beside it in F.cost.json
 import argparse
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,13 +20,13 @@ from common.batches import Shard, write_shards
 from common.classifiers.checkpoints import load_checkpoint
 from common.data import datasets
 from common.errors import VceError, one_line_errors
-from common.explain import Streams, finish
+from common.explain import Streams
 from common.files import commit, write_atomic
 from common.progress import Progress
 from common.scales import parse_recipe
 from common.shards import pass_seconds, shard_of
 from papers.fido import baselines
-from papers.fido.explain import chunks, class_score, deletion_path, saliency, salient
+from papers.fido.explain import chunks, class_score, in_filled, saliency, salient
 from papers.fido.fills import SEARCHED, Fills
 from papers.fido.masker import load_masker
 from papers.fido.method import Mask, Settings, bbmp, fido
@@ -164,15 +164,10 @@ def explain_entry(
         start = time.perf_counter()
         shown, mask = job.run(cell)
         seconds = time.perf_counter() - start
-        rng, fill = job.streams(cell), fills[cell.fill or PATH_FILL]
-        path = deletion_path(pairs.images, shown, shares, fill, rng)
-        spent = torch.full((n, len(shares)), mask.fills if mask else 0)
-        lost = torch.zeros(n, dtype=torch.bool) if mask is None else mask.bad_fills == mask.fills
-        batch = finish(
-            pairs.images, path, target, classifier=classifier, strengths=shares, steps=spent, passes=(spent, spent),
-            diverged=lost[:, None].expand(n, len(shares)),
+        batches[cell.name] = in_filled(
+            pairs.images, shown, pairs.labels, target, classifier=classifier, rng=job.streams(cell), strengths=shares,
+            infill=fills[cell.fill or PATH_FILL], mask=mask,
         )  # fmt: skip
-        batches[cell.name] = replace(batch, saliency=shown)
         if mask:
             traces[cell.name] = mask.bad_fills[:, None] / mask.fills
             cost.append(cost_of(cell, job, seconds, mask.fills * n))

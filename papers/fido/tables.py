@@ -19,7 +19,7 @@ MAPS = [
     "area", "empty", "full", "overflow", "overflow_object", "overflow_matched", "overflow_object_matched",
     "localisation", "metric", "localisation_matched", "metric_matched", "pointing", "kept_net", "half_net",
     "matched_net", "kept_background", "matched_background", "sufficient_net", "entropy", "expected", "map_score",
-    "bad_fills", "original",
+    "deletion", "insertion", "road_morf", "road_lerf", "bad_fills", "original",
 ]  # fmt: skip
 # Table 1 of the review version: ResNet-50 on 1,000 ImageNet images, in-fill CA-GAN; other data and another recipe than
 # ours. The final version, on 50,000 images, was not available.
