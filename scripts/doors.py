@@ -83,6 +83,16 @@ def tiny(config: dict) -> dict:
             "hypotheses": [{**entry, "n": 4} for entry in config["disc"]["hypotheses"]],
             "students": {"recipe": {"epochs": 1}, "test": 20},
         },
+        "infillers": {name: {"steps": 30} for name in config["infillers"]},
+        "fido": {
+            "classifiers": brief(config["fido"]["classifiers"]),
+            "maskers": {world: {"epochs": 1} for world in config["fido"]["maskers"]},
+            "recipes": {world: {"search": {"steps": 4}} for world in config["fido"]["recipes"]},
+            "groups": {
+                name: [{**entry, "n": 4} for entry in entries] for name, entries in config["fido"]["groups"].items()
+            },
+            "photos": {"steps": 2, "masks": 1},
+        },
     }
 
 
@@ -192,16 +202,21 @@ def edited_modules(doors: Doors) -> None:
             "clarity_grids",
             "disc_figures",
             "disc_grids",
+            "fido_figures",
+            "fido_grids",
+            "fido_photos",
             "verdict_figure",
         },
         "papers/svce/exactness.py": {"svce_exactness", "svce_verdicts", "svce_judged_figures", "verdict_figure"},
         "papers/clarity/tables.py": {"clarity_tables"},
         "papers/disc/tables.py": {"disc_tables"},
+        "papers/fido/pictures.py": {"fido_grids", "fido_photos"},
         "common/verdicts.py": {
             "svce_verdicts",
             "svce_judged_figures",
             "clarity_verdicts",
             "disc_verdicts",
+            "fido_verdicts",
             "verdict_figure",
         },
     }
@@ -220,7 +235,7 @@ def edited_modules(doors: Doors) -> None:
     jobs = doors.jobs(doors.run("dvc", "repro"))
     opened(
         "through DVC the edited module rebuilds too",
-        sorted(jobs) == ["clarity_verdicts", "disc_verdicts", "svce_verdicts"],
+        sorted(jobs) == ["clarity_verdicts", "disc_verdicts", "fido_verdicts", "svce_verdicts"],
         jobs,
     )
     file.write_text(text)  # the verdicts name the code that judged, so the same bits need the same code

@@ -22,6 +22,7 @@ PHOTO_PASS_SECONDS = 0.055  # forward + backward of EfficientNet-Lite0 per image
 VAE_PASS_SECONDS = 0.0002  # training pass of a VAE per image, one core (measured, MLP and convolutions together)
 MEMBER_PASS_SECONDS = 0.00012  # pass of one ensemble member, through the decoder where it reads pixels (measured)
 INVERSION_PASS_SECONDS = 0.0008  # iteration of one query: prior, classifier and step, one core (measured)
+INFILL_PASS_SECONDS = 0.0015  # training pass of an in-filler per image, one core (measured)
 AUTOENCODER_PASS_SECONDS = 0.0004  # training pass of a class autoencoder per image, one core (measured)
 SEARCH_STEPS = {
     "direction": 40,
@@ -32,6 +33,11 @@ SEARCH_STEPS = {
     "schut": 250,
     "pixel-ascent": 104,
 }  # of papers.clarity per image: measured means, or all there are
+
+
+CROPS = 3  # images that FIDO's classifiers see per training image
+INFILL_BATCH = 16
+CURVE, MAP_PASSES = 17, 30  # in-filled images per map and judging in-fill, and for all other measures
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,8 @@ def plan(scale: str) -> tuple[list[Target], list[str]]:
     costs = {
         "svce_photos": (PHOTO_PASS_SECONDS, PHOTO_GIB),
         "diffusion": (UNET_PASS_SECONDS, JOB_GIB),
+        "fido_photos": (2 * PHOTO_PASS_SECONDS, PHOTO_GIB),  # the in-fill costs as much again
+        "infiller": (INFILL_PASS_SECONDS, JOB_GIB),
         "class_autoencoders": (AUTOENCODER_PASS_SECONDS, JOB_GIB),
         **{rule: (VAE_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("vae_")},
         **{rule: (MEMBER_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("clarity_")},
@@ -100,6 +108,11 @@ def passes_of(rule: str, config: dict) -> int:
         return _clarity_passes(rule, config)
     if rule.startswith("disc_"):
         return _disc_passes(rule, config)
+    if rule.startswith("fido_"):
+        return _fido_passes(rule, config)
+    if rule == "infiller":
+        recipes = config["infillers"].values()
+        return sum(recipe["steps"] * INFILL_BATCH for recipe in recipes) // len(recipes)  # one job each
     svce = config["svce"]
     if rule in ("classifiers", "oracles"):
         split = "systems" if rule == "classifiers" else "oracles"
@@ -197,6 +210,45 @@ def _disc_passes(rule: str, config: dict) -> int:
         sets = len(students["methods"]) + 2 * len(students["both"])
         return sets * len(students["seeds"]) * students["recipe"]["epochs"] * ladder["n"]
     return 0
+
+
+def _fido_passes(rule: str, config: dict) -> int:
+    """Classifier passes over single images in one job of FIDO, at most; an in-fill counts as one more."""
+    fido = config["fido"]
+    if rule.startswith("fido_train_"):
+        return sum(
+            CROPS * _training_passes(recipe, config["splits"][world]["systems"])
+            for world, kinds in fido["classifiers"].items()
+            for recipe in kinds.values()
+        )
+    for job in fido["jobs"]:
+        if rule == rule_of("fido_explain", job):
+            return sum(
+                entry["n"] * _map_passes(cell, fido["recipes"][entry["world"]]["search"])
+                for group in job
+                for entry in fido["groups"][group]
+                for cell in entry["cells"]
+            )
+    if rule == "fido_measure":
+        measure = fido["measure"]
+        return sum(
+            entry["n"] * len(entry["cells"]) * (CURVE * len(measure["suppress"].get(entry["starts"], [])) + MAP_PASSES)
+            for entries in fido["groups"].values()
+            for entry in entries
+        )
+    if rule == "fido_photos":
+        photos = fido["photos"]
+        return 2 * len(photos["images"]) * photos["steps"] * photos["masks"]
+    return 0
+
+
+def _map_passes(cell: dict, search: dict) -> int:
+    """Passes per image of one map of FIDO, of BBMP, or of a baseline."""
+    if cell["method"] in ("ssr", "sdr"):
+        return 2 * search["steps"] * search["masks"]
+    if cell["method"].startswith("bbmp"):
+        return 2 * search["steps"]
+    return {"rise": 250, "extremal": 100}.get(cell["method"], 1)
 
 
 def _inversion_passes(cell: dict, recipe: dict) -> int:
