@@ -258,7 +258,7 @@ def measured_shard(shard: Shard, here: Explained, settings: Settings) -> dict[st
         counts, everyone = torch.tensor(COUNTS), len(shard.ids)
         fills = dict.fromkeys(settings.suppress.get(shard.starts, []), (everyone, counts))
         if shard.starts == "pairs" and shard.classifier == "cnn":
-            slow = {fill for fill, methods in settings.slow.items() if name in methods}
+            slow = [fill for fill in settings.recover[shard.world] if name in settings.slow.get(fill, [])]
             fills |= dict.fromkeys(slow, (settings.few, counts[::2]))
         scores = {
             fill: deletion_scores(batch.saliency[:n], here[slice(0, n)], fill, at) for fill, (n, at) in fills.items()

@@ -86,6 +86,43 @@ def test_passes_of_disc_by_hand():
     assert passes_of("disc_students", config) == 4 * 2 * 6 * 10 and passes_of("disc_measure", config) == 0
 
 
+def test_passes_of_fido_by_hand():
+    cells = [
+        {"method": "ssr", "fill": "net"},
+        {"method": "bbmp", "fill": "blur"},
+        {"method": "max"},
+        {"method": "rise"},
+    ]
+    entry = {"world": "w", "starts": "pairs", "n": 10, "cells": cells}
+    config = {
+        "splits": {"w": {"systems": 100}},
+        "infillers": {"w-unet": {"steps": 20}, "w-cvae": {"steps": 10}},
+        "fido": {
+            "classifiers": {"w": {"cnn": {"epochs": 2}, "l2at": {"epochs": 3, "adversary": {"l2": 1}}}},
+            "recipes": {"w": {"search": {"steps": 7, "masks": 3}}},
+            "jobs": [["main", "rest"]],
+            "groups": {"main": [entry], "rest": [{**entry, "starts": "sweeps", "n": 4, "cells": cells[:1]}]},
+            "measure": {"suppress": {"pairs": ["net", "mean"]}},
+            "photos": {"images": ["a", "b"], "steps": 5, "masks": 4},
+        },
+        "svce": {},
+    }
+    assert passes_of("fido_train_0", config) == 3 * 100 * (2 + 3 * 3)
+    assert passes_of("fido_explain_main_rest", config) == 10 * (2 * 7 * 3 + 2 * 7 + 1 + 250) + 4 * 2 * 7 * 3
+    every = planning.MAP_PASSES
+    assert passes_of("fido_measure", config) == 10 * 4 * (2 * planning.CURVE + every) + 4 * every
+    assert passes_of("fido_photos", config) == 2 * 2 * 5 * 4 and passes_of("fido_tables", config) == 0
+    assert passes_of("infiller", config) == 15 * planning.INFILL_BATCH
+
+
+def test_what_the_plan_knows_of_fido_is_so():
+    from common.generators.inpainting import Recipe
+    from papers.fido import measure, train
+
+    assert planning.CROPS == 1 + train.ZOOMS and len(measure.COUNTS) == planning.CURVE
+    assert Recipe("unet", 1).batch_size == planning.INFILL_BATCH
+
+
 def test_every_method_of_clarity_has_a_price():
     from papers.clarity.shards import METHODS
 
@@ -105,6 +142,8 @@ def test_every_heavy_rule_of_a_scale_has_passes():
         heavy = rule in ("classifiers", "oracles", "diffusion", "class_autoencoders", "svce_robustness", "svce_photos")
         heavy |= rule.startswith(("svce_explain_", "vae_", "clarity_train_", "clarity_explain_"))
         heavy |= rule.startswith(("disc_train_", "disc_explain_")) or rule in ("disc_hypotheses", "disc_students")
+        heavy |= rule.startswith(("fido_train_", "fido_explain_"))
+        heavy |= rule in ("infiller", "fido_measure", "fido_photos")
         assert (passes_of(rule, config) > 0) == heavy, rule
 
 
