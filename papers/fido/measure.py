@@ -219,7 +219,8 @@ def likeness(shards: list[Shard]) -> list[pd.DataFrame]:
         for other in shards:
             same = shard.world == other.world and shard.starts == other.starts == "pairs"
             if same and shard.classifier < other.classifier:
-                for name in sorted(set(shard.batches) & set(other.batches)):
+                both = [name for name in shard.batches if name in other.batches and name.split("/")[0] in SEARCHED]
+                for name in both:
                     n = min(len(shard.ids), len(other.ids))
                     maps = [part.batches[name].saliency[:n] for part in (shard, other)]
                     lines.append(_lines(shard, name, "architectures", metrics.spearman_across(maps), n))

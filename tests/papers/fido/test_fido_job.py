@@ -70,7 +70,7 @@ ENTRIES = [
 ]  # fmt: skip
 SETTINGS = {
     "suppress": {"pairs": ["net", "mean", "background"]},
-    "slow": {"repaint": ["ssr/net"], "road": []},
+    "slow": {"repaint": ["ssr/net"]},
     "few": 2,
     "recover": {"scenes": ["mean", "local", "net", "vae", "road", "repaint"], "scenes-tied": ["local", "net"]},
 }
@@ -192,7 +192,7 @@ def test_the_saliency_metric_of_max_is_the_cross_entropy(home, results):
     np.testing.assert_allclose(table["metric"], entropy, atol=1e-4)
     assert (table["status"] == "full").all() and (table["area"] == 1).all()
     box = maps_of(results, "box")
-    assert (box["overflow"] == 0).all() and (box["localisation"] == 0).all() and (box["overflow_object"] > 0).all()
+    assert (box["overflow"] == 0).all() and (box["localisation"] == 0).all() and box["overflow_object"].mean() > 0.1
     assert (maps_of(results, "object")["overflow"] == 0).all() and (maps_of(results, "object")["pointing"] == 1).all()
 
 
@@ -229,7 +229,7 @@ def test_suppression_under_every_judge(results):
 def test_recovery_and_the_gate_of_the_in_fills(results):
     table = pd.read_parquet(results / "recovery.parquet")
     assert set(table["kind"]) == {"iid", "block"} and table["probability"].between(0, 1).all()
-    assert table[(table["method"] == "road")]["image"].nunique() == 2  # a slow one
+    assert table[table["method"] == "repaint"]["image"].nunique() == 2  # a slow one
     gate = pd.read_csv(results / "tables/infills.csv").set_index(["world", "classifier", "method"])
     own = gate.loc[("scenes", "cnn", "net")]
     local = gate.loc[("scenes", "cnn", "local")]
@@ -240,7 +240,8 @@ def test_recovery_and_the_gate_of_the_in_fills(results):
 
 def test_likeness_compares_draws_images_and_architectures(results):
     table = pd.read_parquet(results / "likeness.parquet")
-    assert set(table["kind"]) == {"draws", "images", "architectures"} and table["correlation"].between(-1, 1).all()
+    assert set(table["kind"]) == {"draws", "images", "architectures"}
+    assert table["correlation"].between(-1, 1 + 1e-6).all()
     assert set(table[table["kind"] == "draws"]["method"]) == {"ssr/net"}
 
 
@@ -272,8 +273,9 @@ def test_table_one_has_the_papers_values_beside_ours(results):
 
 
 def test_the_same_commands_give_the_same_bytes(home, results, tmp_path):
-    explained(home, tmp_path / "again.safetensors", ENTRIES[:1])
-    explained(home, tmp_path / "twice.safetensors", ENTRIES[:1])
+    few = [{**CONTROL, "cells": [*SEARCHED[4:6], SEARCHED[7], *BASELINES[5:]]}]
+    explained(home, tmp_path / "again.safetensors", few)
+    explained(home, tmp_path / "twice.safetensors", few)
     first, second = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("again", "twice"))
     assert first == second
     for name in ("one", "two"):
@@ -303,15 +305,15 @@ def test_figures_are_drawn(home, results, tmp_path, monkeypatch):
     ],
 )
 def test_a_wrong_cell_is_one_line(home, monkeypatch, capsys, tmp_path, change, message):
-    arguments = ("--entries", json.dumps([{**MAIN, "cells": [change]}]), "--recipes", json.dumps({"scenes": RECIPE}),
-                 "--systems", home / "systems", "--infillers", home / "infillers", "--splits", home / "splits", "--seed",
-                 0, "--out", tmp_path / "x.safetensors")  # fmt: skip
+    arguments = ("--entries", json.dumps([{**MAIN, "cells": [change]}]), "--recipes", RECIPES, "--systems",
+                 home / "systems", "--infillers", home / "infillers", "--splits", home / "splits", "--seed", 0, "--out",
+                 tmp_path / "x.safetensors")  # fmt: skip
     assert message in failing(monkeypatch, capsys, shards, *arguments)
 
 
 def test_more_images_than_there_are_or_a_missing_in_filler_is_one_line(home, monkeypatch, capsys, tmp_path):
     def arguments(entry, infillers):
-        return ("--entries", json.dumps([entry]), "--recipes", json.dumps({"scenes": RECIPE}), "--systems",
+        return ("--entries", json.dumps([entry]), "--recipes", RECIPES, "--systems",
                 home / "systems", "--infillers", infillers, "--splits", home / "splits", "--seed", 0, "--out",
                 tmp_path / "x.safetensors")  # fmt: skip
 
