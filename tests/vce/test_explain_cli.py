@@ -76,7 +76,8 @@ def paint(path: Path, colour=RED, size=(30, 40), **options) -> Path:
 
 def run(capsys, *arguments, images=(), target="green pea", classifier="colournet:Net", out="out"):
     """Exit code, stdout lines and stderr lines of `vce explain`, in this process."""
-    line = ["vce", "explain", "--target", target, "--out", out, *arguments]
+    line = ["vce", "explain", "--out", out, *arguments]
+    line += [] if target is None else ["--target", target]
     line += ["--classifier", classifier] if classifier else []
     for image in images:
         line += ["--image", str(image)]
@@ -84,7 +85,7 @@ def run(capsys, *arguments, images=(), target="green pea", classifier="colournet
         patch.setattr(sys, "argv", line)
         cli.main()
     printed = capsys.readouterr()
-    progress = ("svce: ", "clarity: ")  # of a slow machine
+    progress = ("svce: ", "clarity: ", "fido: ")  # of a slow machine
     said = [line for line in printed.err.splitlines() if not line.startswith(progress)]
     return stop.value.code or 0, printed.out.splitlines(), said
 
@@ -415,6 +416,39 @@ def test_class_by_index_name_or_part(here, capsys):
     for text, index in (("2", 2), ("GREEN PEA", 1), ("leaf", 2)):
         run(capsys, "--radius", "1", images=[paint(here / "a.png")], target=text)
         assert record(here / "out" / "a")["target"]["index"] == index
+
+
+def test_fido_explains_what_is_seen_and_needs_no_target(here, capsys):
+    image = paint(here / "rose.png", size=(24, 24))
+    code, out, err = run(
+        capsys, "--method", "fido", "--strength", ".1", "--strength", ".8", images=[image], target=None
+    )
+    assert (code, err) == (0, [])
+    folder, said = here / "out" / "rose", record(here / "out" / "rose")
+    assert files(folder) == {
+        "counterfactual.png", "counterfactual_share0.02.png", "counterfactual_share0.2.png", "difference.png",
+        "explanation.json", "mask.png", "overview.png", "saliency.png",
+    }  # fmt: skip
+    assert said["source"]["name"] == "red rose" and said["target"]["name"] == "green pea" and "SDR" in said["about"]
+    less, more = said["counterfactuals"]
+    assert less["nfe"] == 480 and more["source_confidence"] < less["source_confidence"] < said["source"]["confidence"]
+    assert more["status"] == "ok" and f"-> red rose {100 * more['source_confidence']:.1f} % at share 0.2 (ok)" in out[0]
+    mask = np.asarray(Image.open(folder / "mask.png").convert("L"))
+    assert set(np.unique(mask)) <= {0, 255} and mask.shape == (24, 24)
+    run(capsys, "--method", "fido", images=[image], target="green leaf")
+    assert record(folder)["target"]["name"] == "green leaf"
+
+
+def test_other_methods_ask_for_a_target(here, capsys):
+    code, _, err = run(capsys, images=[paint(here / "a.png")], target=None)
+    assert code == 2 and err == [
+        "error: --target: missing, svce moves an image to a class; name one, such as --target tabby"
+    ]
+
+
+def test_fido_refuses_a_strength_that_is_no_share(here, capsys):
+    code, _, err = run(capsys, "--method", "fido", "--strength", "2", images=[paint(here / "a.png")], target=None)
+    assert code == 2 and err == ["error: strengths: 2 is no share of pixels above 0 and up to 1"]
 
 
 def test_find_images_and_strengths(tmp_path):
