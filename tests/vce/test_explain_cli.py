@@ -419,20 +419,21 @@ def test_class_by_index_name_or_part(here, capsys):
 
 
 def test_fido_explains_what_is_seen_and_needs_no_target(here, capsys):
-    image = paint(here / "rose.png", size=(24, 24))
-    code, out, err = run(
-        capsys, "--method", "fido", "--strength", ".1", "--strength", ".8", images=[image], target=None
-    )
+    image, pixels = here / "rose.png", np.full((24, 24, 3), (120, 124, 100), dtype=np.uint8)
+    pixels[8:16, 4:12] = (220, 110, 100)
+    Image.fromarray(pixels).save(image)
+    shares = ("--strength", ".02", "--strength", ".4")
+    code, out, err = run(capsys, "--method", "fido", *shares, images=[image], target=None)
     assert (code, err) == (0, [])
     folder, said = here / "out" / "rose", record(here / "out" / "rose")
     assert files(folder) == {
-        "counterfactual.png", "counterfactual_share0.02.png", "counterfactual_share0.2.png", "difference.png",
+        "counterfactual.png", "counterfactual_share0.02.png", "counterfactual_share0.4.png", "difference.png",
         "explanation.json", "mask.png", "overview.png", "saliency.png",
     }  # fmt: skip
     assert said["source"]["name"] == "red rose" and said["target"]["name"] == "green pea" and "SDR" in said["about"]
     less, more = said["counterfactuals"]
     assert less["nfe"] == 480 and more["source_confidence"] < less["source_confidence"] < said["source"]["confidence"]
-    assert more["status"] == "ok" and f"-> red rose {100 * more['source_confidence']:.1f} % at share 0.2 (ok)" in out[0]
+    assert more["status"] == "ok" and f"-> red rose {100 * more['source_confidence']:.1f} % at share 0.4 (ok)" in out[0]
     mask = np.asarray(Image.open(folder / "mask.png").convert("L"))
     assert set(np.unique(mask)) <= {0, 255} and mask.shape == (24, 24)
     run(capsys, "--method", "fido", images=[image], target="green leaf")
