@@ -135,8 +135,7 @@ def explain(
 
 
 def short_schedule(images: Tensor) -> Settings:
-    """Settings for images of any size: a grid of a quarter of the side and the paper's charge for keeping everything,
-    λ·U = 50 nats; a tenth of its passes, 60 steps of 4 masks, with a rate that lets θ travel as far."""
-    height, width = images.shape[2:]
-    grid, lam = max(1, min(height, width) // 4), 1e-3 * 224 * 224 / (height * width)
-    return Settings(grid=grid, lam=lam, steps=60, masks=4, learning_rate=0.25, warm_up=6)
+    """Settings for images of any size: a grid of a quarter of the side; the paper's λ at 224 px, falling with the side
+    (.007 at 32 px, where .005 was tuned); a tenth of its passes, 60 steps of 4 masks, at a rate that takes θ as far."""
+    side = min(images.shape[2:])
+    return Settings(grid=max(1, side // 4), lam=1e-3 * 224 / side, steps=60, masks=4, learning_rate=0.25, warm_up=6)

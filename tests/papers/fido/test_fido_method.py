@@ -335,7 +335,9 @@ def test_a_strength_is_a_share(share):
         explain(x, c, c, classifier=Colour(), rng=streams(2), strengths=(share,))
 
 
-def test_the_short_schedule_charges_fifty_nats_whatever_the_size():
-    for size in (32, 224):
-        chosen = short_schedule(torch.zeros(1, 3, size, size))
-        assert chosen.lam * size * size == pytest.approx(50.176) and chosen.grid == size // 4
+def test_the_short_schedule_follows_the_size():
+    large, small = (short_schedule(torch.zeros(1, 3, size, size + 8)) for size in (224, 32))
+    assert large.grid == Settings().grid == 56 and small.grid == 8
+    assert large.lam == pytest.approx(Settings().lam) and small.lam == pytest.approx(0.007)
+    travel = [chosen.learning_rate * chosen.steps for chosen in (large, Settings())]
+    assert travel[0] == pytest.approx(travel[1])
