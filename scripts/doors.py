@@ -87,7 +87,7 @@ def tiny(config: dict) -> dict:
         "fido": {
             "classifiers": brief(config["fido"]["classifiers"]),
             "maskers": {world: {"epochs": 1} for world in config["fido"]["maskers"]},
-            "recipes": {world: {"search": {"steps": 4}} for world in config["fido"]["recipes"]},
+            "recipes": {world: {"search": {"steps": 4}, "bbmp": {"steps": 4}} for world in config["fido"]["recipes"]},
             "groups": {
                 name: [{**entry, "n": 4} for entry in entries] for name, entries in config["fido"]["groups"].items()
             },

@@ -37,7 +37,7 @@ SEARCH_STEPS = {
 
 CROPS = 3  # images that FIDO's classifiers see per training image
 INFILL_BATCH = 16
-CURVE, MAP_PASSES = 17, 30  # in-filled images per map and judging in-fill, and for all other measures
+CURVE, MAP_PASSES = 14, 40  # in-filled images per map and judging in-fill, and for all other measures
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def _fido_passes(rule: str, config: dict) -> int:
     for job in fido["jobs"]:
         if rule == rule_of("fido_explain", job):
             return sum(
-                entry["n"] * _map_passes(cell, fido["recipes"][entry["world"]]["search"])
+                entry["n"] * _map_passes(cell, fido["recipes"][entry["world"]])
                 for group in job
                 for entry in fido["groups"][group]
                 for cell in entry["cells"]
@@ -242,12 +242,12 @@ def _fido_passes(rule: str, config: dict) -> int:
     return 0
 
 
-def _map_passes(cell: dict, search: dict) -> int:
+def _map_passes(cell: dict, recipe: dict) -> int:
     """Passes per image of one map of FIDO, of BBMP, or of a baseline."""
     if cell["method"] in ("ssr", "sdr"):
-        return 2 * search["steps"] * search["masks"]
+        return 2 * recipe["search"]["steps"] * recipe["search"]["masks"]
     if cell["method"].startswith("bbmp"):
-        return 2 * search["steps"]
+        return 2 * recipe["bbmp"]["steps"]
     return {"rise": 250, "extremal": 100}.get(cell["method"], 1)
 
 

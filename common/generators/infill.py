@@ -183,6 +183,8 @@ def _harmonic(known: Tensor, hidden: Tensor, start: Tensor) -> Tensor:
         x, residual = x + length * direction, residual - length * image
         before, square = square, torch.where(square > target, dot(residual, residual), square)
         direction = residual + square / before.clamp_min(1e-30) * direction
+    else:
+        solved[rows] = x
     return (known + solved).view(shape)
 
 

@@ -214,16 +214,19 @@ def training_masks(n: int, size: tuple[int, int], generator: torch.Generator) ->
     return torch.cat([pixels, rectangles, sampled, thresholded]).float()
 
 
-def block_masks(n: int, size: tuple[int, int], share: float, generator: torch.Generator) -> Tensor:
-    """N×H×W masks that hide about `share` of the pixels: the first half in one rectangle, the others in two, one in
-    the left and one in the right half of the image."""
+BLOCK_DRAWS = 10  # uniform numbers that make one block mask
+
+
+def block_masks(u: Tensor, size: tuple[int, int], share: float) -> Tensor:
+    """N×H×W masks that hide about `share` of the pixels, each made of 10 uniform numbers u, N×10: half of them in one
+    rectangle, the others in two, one in the left and one in the right half of the image."""
     region = torch.tensor([size, (size[0], size[1] // 2), (size[0], size[1] // 2)])
-    height = share ** (0.25 + 0.5 * torch.rand(n, 3, generator=generator))
+    height = share ** (0.25 + 0.5 * u[:, :3])
     sides = (torch.stack([height, share / height], 2) * region).round()
-    corners = (torch.rand(n, 3, 2, generator=generator) * (region - sides + 1)).floor()
+    corners = (u[:, 3:9].unflatten(1, (3, 2)) * (region - sides + 1)).floor()
     corners[:, 2, 1] += size[1] - size[1] // 2
     one, left, right = _rectangles(corners, sides, size).unbind(1)
-    return 1 - torch.where((torch.arange(n) < n // 2)[:, None, None], one, left | right).float()
+    return 1 - torch.where((u[:, 9] < 0.5)[:, None, None], one, left | right).float()
 
 
 def _rectangles(corners: Tensor, sides: Tensor, size: tuple[int, int]) -> Tensor:

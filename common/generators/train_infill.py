@@ -18,7 +18,7 @@ from common.data import datasets
 from common.errors import one_line_errors
 from common.explain import Streams
 from common.generators.infill import Local, Mean
-from common.generators.inpainting import Learned, Recipe, block_masks, held_out, save_infill, train_infill
+from common.generators.inpainting import BLOCK_DRAWS, Learned, Recipe, block_masks, held_out, save_infill, train_infill
 from common.progress import Progress
 from common.scales import parse_recipe
 
@@ -46,7 +46,10 @@ def held_out_masks(n: int, size: tuple[int, int]) -> dict[str, Tensor]:
     """N×1×H×W masks of 0 (hidden) and 1 (kept): `iid` hides each pixel at even odds, `blocks` 40 % in rectangles."""
     generator = torch.Generator().manual_seed(SEED)
     iid = (torch.rand(n, *size, generator=generator) < 0.5).float()
-    return {"iid": iid[:, None], "blocks": block_masks(n, size, 0.4, generator)[:, None]}
+    return {
+        "iid": iid[:, None],
+        "blocks": block_masks(torch.rand(n, BLOCK_DRAWS, generator=generator), size, 0.4)[:, None],
+    }
 
 
 @one_line_errors

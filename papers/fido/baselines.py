@@ -12,6 +12,12 @@ from papers.fido.method import Score, upsample
 from papers.fido.regions import box_masks, centre_boxes
 
 RISE_MASKS, RISE_CELLS = 500, 8
+EXTREMAL_STEPS = 100
+COSTS = {
+    "gradient": (1, 1, 1),
+    "rise": (0, RISE_MASKS, 0),
+    "extremal": (EXTREMAL_STEPS, EXTREMAL_STEPS + 1, EXTREMAL_STEPS + 1),
+}
 GROWTH = 300 * 1.0035**800  # of the area term's weight, from 300 over the 800 steps of the published schedule
 
 
@@ -53,7 +59,13 @@ def rise(images: Tensor, c: Tensor, classifier: nn.Module, colour: Tensor) -> Te
 
 
 def extremal(
-    x: Tensor, score: Score, G: Infill, area: float, steps: int = 100, grid: int = 8, learning_rate: float = 0.05
+    x: Tensor,
+    score: Score,
+    G: Infill,
+    area: float,
+    steps: int = EXTREMAL_STEPS,
+    grid: int = 8,
+    learning_rate: float = 0.05,
 ) -> Tensor:
     """The mask of a given `area` (share of pixels) that keeps the class best, over a constant in-fill (Fong et al.,
     ICCV 2019): s(m⊙x + (1−m)⊙x̂) − w‖sorted(m) − r‖², where r is 0 and then 1 on the last `area` of pixels, and w

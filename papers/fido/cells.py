@@ -1,6 +1,6 @@
 """Job: from the measured tables of all training seeds to those that the claims are about.
 
-python -m papers.fido.cells --measured DIR... --costs F... --recipe '{...}' --out DIR --cost F
+python -m papers.fido.cells --measured DIR... --likeness F --costs F... --recipe '{...}' --out DIR --cost F
 """
 
 import argparse
@@ -17,7 +17,10 @@ from common.results import COLUMNS, write_rows
 from common.tables import cost_table
 
 KEYS = ["world", "starts", "classifier", "seed", "image", "stratum"]
+LEARNED = ("net", "vae")
 OVERFLOWS = ["overflow", "overflow_object", "overflow_matched", "overflow_object_matched"]
+ENOUGH = 0.9  # of p(x), that a sufficient mask keeps
+FIVE_FOLD = (2.5, 10.0)  # times FIDO's λ: what still counts as about five times
 LOST = 0.1  # accuracy that a classifier may lose on in-filled images
 
 
@@ -31,12 +34,12 @@ def with_gaps(maps: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_sufficiency(maps: pd.DataFrame) -> pd.DataFrame:
-    """M6 relative to the original: `sufficient_FILL` = p(kept) / p(x), and `lost_FILL`, what a random half of the mask
-    takes from p(kept); for correctly predicted images, as in the paper."""
+    """M6 beside the original, for correctly predicted images, as in the paper: `enough_FILL` = p(kept) − .9 p(x), and
+    `lost_FILL`, what a random half of the mask takes from p(kept)."""
     correct = maps["stratum"] == "correct"
     found = {}
     for fill in ("net", "background"):
-        found[f"sufficient_{fill}"] = (maps[f"kept_{fill}"] / maps["original"]).where(correct)
+        found[f"enough_{fill}"] = (maps[f"kept_{fill}"] - ENOUGH * maps["original"]).where(correct)
         found[f"lost_{fill}"] = (maps[f"kept_{fill}"] - maps[f"half_{fill}"]).where(correct)
     return maps.assign(**found)
 
@@ -50,8 +53,8 @@ def with_setting(maps: pd.DataFrame, setting: str) -> pd.DataFrame:
 
 def trends(maps: pd.DataFrame, recipe: dict) -> pd.DataFrame:
     """What a sweep says per image: `slope`, how much the overflow beyond the object rises from one mask grid to one of
-    twice as many cells per side (C9); `log2_ratio`, how many doublings of FIDO's λ BBMP needs for a mask of as many
-    pixels (C10)."""
+    twice as many cells per side (C9); `ratio`, how many times FIDO's λ BBMP needs for a mask of as many pixels, no
+    number where its sweep has no such mask, and whether that is about `five_fold`, which no number is not (C10)."""
     found = []
     for base, cell in with_setting(maps, "grid").groupby("base"):
         table = cell.pivot(index=KEYS, columns="setting", values="overflow_object_matched")
@@ -63,37 +66,41 @@ def trends(maps: pd.DataFrame, recipe: dict) -> pd.DataFrame:
         for base, cell in with_setting(maps, "lam").groupby("base")
     }
     if "ssr/net" in areas:
-        fido = areas["ssr/net"]
-        wanted = fido.iloc[:, np.abs(np.log(fido.columns / recipe["search"]["lam"])).argmin()]
-        for base in ("bbmp/blur", "bbmp/random"):
-            if base in areas:
-                ratios = [lam_at(areas[base].loc[key], area) / recipe["search"]["lam"] for key, area in wanted.items()]
-                frame = areas[base].index.to_frame(index=False)
-                found.append(frame.assign(method=base, trend="lam", log2_ratio=np.log2(ratios)))
+        fido, lam = areas.pop("ssr/net"), recipe["search"]["lam"]
+        wanted = fido.iloc[:, np.abs(np.log(fido.columns / lam)).argmin()]
+        for base, table in areas.items():
+            ratio = np.array([lam_at(table.loc[key], area) / lam for key, area in wanted.items()])
+            five_fold = ((ratio >= FIVE_FOLD[0]) & (ratio <= FIVE_FOLD[1])).astype(float)
+            frame = table.index.to_frame(index=False)
+            found.append(frame.assign(method=base, trend="lam", ratio=ratio, five_fold=five_fold))
     table = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*KEYS, "method", "trend"])
-    return table.reindex(columns=[*KEYS, "method", "trend", "slope", "log2_ratio"]).assign(strength=0.0)
+    return table.reindex(columns=[*KEYS, "method", "trend", "slope", "ratio", "five_fold"]).assign(strength=0.0)
 
 
 def lam_at(areas: pd.Series, wanted: float) -> float:
-    """The λ at which a mask has the `wanted` area, from areas by λ: linear in log λ, the ends beyond them."""
-    falling = np.minimum.accumulate(areas.to_numpy())
-    return float(np.exp(np.interp(-wanted, -falling, np.log(areas.index.to_numpy(float)))))
+    """The λ at which a mask has the `wanted` area, from areas by λ, linear in log λ; the middle of those that have the
+    same; NaN outside of them, and for an empty mask, which every large λ gives."""
+    if not (wanted > 0 and areas.min() <= wanted <= areas.max()):
+        return float("nan")
+    log_lam = np.log(areas.index.to_numpy(float))
+    by_area = pd.Series(log_lam).groupby(np.minimum.accumulate(areas.to_numpy())).mean()
+    return float(np.exp(np.interp(wanted, by_area.index, by_area)))
 
 
 def infill_gate(recovery: pd.DataFrame) -> pd.DataFrame:
-    """Per world, classifier and training seed: error of each in-fill at hidden pixels, what accuracy it costs under
-    independent masks, and whether the learned ones are `adequate`: nearer to what was hidden than local means, under
-    both kinds of masks, and no more than 10 points of accuracy lost under the independent ones."""
-    keys = ["world", "classifier", "seed", "method", "kind"]
-    means = recovery.groupby(keys)[["error", "correct", "correct_original", "probability"]].mean().unstack("kind")
+    """Per world, classifier and training seed, of n images: error of each in-fill at hidden pixels, what accuracy it
+    costs under independent masks, and whether a learned one is `adequate`: nearer to what was hidden than local means,
+    under both kinds of masks, and no more than 10 points of accuracy lost under the independent ones."""
+    keys = ["world", "classifier", "seed", "method"]
+    metrics = ["error", "correct", "correct_original", "probability", "median"]
+    means = recovery.groupby([*keys, "kind"])[metrics].mean().unstack("kind")
     table = pd.DataFrame({f"{metric}_{kind}": means[metric][kind] for metric, kind in means.columns})
-    local = table.xs("local", level="method")
-    keys = table.index.droplevel("method")
-    nearer = (table["error_iid"].to_numpy() < local["error_iid"].reindex(keys).to_numpy()) & (
-        table["error_block"].to_numpy() < local["error_block"].reindex(keys).to_numpy()
-    )
+    local = table.xs("local", level="method").reindex(table.index.droplevel("method"))
+    nearer = np.logical_and(*(table[name].to_numpy() < local[name].to_numpy() for name in ("error_iid", "error_block")))
     kept = table["correct_original_iid"] - table["correct_iid"] <= LOST + 1e-6
-    return table.assign(adequate=(nearer & kept).astype(float)).reset_index()
+    adequate = pd.Series((nearer & kept).astype(float), table.index).where(table.index.isin(LEARNED, level="method"))
+    n = recovery.groupby(keys)["image"].nunique()
+    return table.assign(n=n, adequate=adequate).reset_index()
 
 
 def together(folders: list[Path], name: str) -> pd.DataFrame:
@@ -106,24 +113,27 @@ def together(folders: list[Path], name: str) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measured", type=Path, nargs="+", required=True, help="a folder per training seed")
+    parser.add_argument("--likeness", type=Path, required=True, help="how alike maps are")
     parser.add_argument("--costs", type=Path, nargs="+", required=True, help="what each file of shards cost")
     parser.add_argument("--recipe", type=json.loads, required=True, help="JSON: the settings that cells share")
     parser.add_argument("--out", type=Path, required=True, help="folder of rows, maps, suppression ... .parquet")
     parser.add_argument("--cost", type=Path, required=True, help="seconds and overhead, which are not deterministic")
     args = parser.parse_args()
-    names = ("gate", "rows", "maps", "suppression", "recovery", "likeness")
-    gate, rows, maps, suppression, recovery, likeness = (together(args.measured, name) for name in names)
+    names = ("gate", "rows", "maps", "suppression", "recovery")
+    gate, rows, maps, suppression, recovery = (together(args.measured, name) for name in names)
     infills = infill_gate(recovery)
-    learned = infills[infills["method"] == "net"].groupby(["world", "classifier", "seed"])["adequate"].min()
-    reliance = gate.groupby(["world", "classifier", "seed"])["reliance_label"].min().rename("reliance")
-    facts = pd.concat([learned, reliance], axis=1).reset_index()
+    keys = ["world", "classifier", "seed"]
+    net = infills[infills["method"] == "net"].groupby(keys)["adequate"].min()
+    both = infills[infills["method"].isin(LEARNED)].groupby(keys)["adequate"].min().rename("adequate_both")
+    reliance = gate.groupby(keys)["reliance_label"].min().rename("reliance")
+    facts = pd.concat([net, both, reliance], axis=1).reset_index()
     maps = with_sufficiency(maps)
     suppression["pixels"] = suppression["pixels"].where(suppression["stratum"] == "correct")
     outputs = {
         "maps": with_gaps(maps),
         "suppression": suppression,
         "recovery": recovery,
-        "likeness": likeness,
+        "likeness": pd.read_parquet(args.likeness),
         "trends": trends(maps, args.recipe),
     }
     for name, table in outputs.items():

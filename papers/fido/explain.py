@@ -54,7 +54,7 @@ def saliency(
         streams = rng[range(rows.start, rows.stop)]
         found.append(search(images[rows], score, infill, objective, settings, streams, callback=callback))
     theta, bad = (torch.cat([getattr(mask, name) for mask in found]) for name in ("theta", "bad_fills"))
-    return Mask(theta, bad, found[0].fills)
+    return Mask(theta, bad, found[0].fills, found[0].steps)
 
 
 def salient(theta: Tensor, objective: Objective) -> Tensor:
@@ -72,30 +72,35 @@ def in_filled(
     rng: Streams,
     strengths: Sequence[float],
     infill: Infill,
-    mask: Mask | None = None,
+    cost: tuple[int, int, int] = (0, 0, 0),
+    lost: Tensor | None = None,
 ) -> CounterfactualBatch:
-    """The images whose top shares of pixels by the maps `shown`, N×H×W, are in-filled, each share afresh: `ok` where
-    `source` is no longer predicted; `target` says whose confidence is recorded. `mask` is what a map was made from, if
-    it was searched: its passes, and which in-fills failed. A sample whose in-fills are no numbers keeps its original,
-    and diverged."""
+    """The images whose top shares of pixels by the maps `shown`, N×H×W, are in-filled, each share afresh.
+
+    The status is `ok` where `source` is no longer predicted, `skipped` where it never was, `diverged` where an in-fill
+    is no number or the map's search was `lost` (N): such a sample keeps its original. `target` says whose confidence is
+    recorded, `cost` how many steps, forward and backward passes a map took.
+    """
     counts = (torch.tensor(strengths) * shown[0].numel()).round().long()
     keep, parts = without_top(ranks(shown, rng), counts), chunks(len(images), len(strengths), shown[0].numel())
     path = torch.cat(
         [filled(images[rows], keep[rows], infill, rng[range(rows.start, rows.stop)]) for rows in parts]
     ).clamp(0, 1)
     broken = ~path.isfinite().flatten(2).all(2)
-    if mask is not None:
-        broken |= (mask.bad_fills == mask.fills)[:, None]
+    if lost is not None:
+        broken |= lost[:, None]
     path = torch.where(broken[..., None, None, None], images[:, None], path)
-    passes = torch.full(broken.shape, mask.fills if mask else 0)
+    steps, forward, backward = (torch.full(broken.shape, number) for number in cost)
     batch = finish(
-        images, path, target, classifier=classifier, strengths=strengths, diverged=broken, steps=passes,
-        passes=(passes, passes),
+        images, path, target, classifier=classifier, strengths=strengths, diverged=broken, steps=steps,
+        passes=(forward, backward),
     )  # fmt: skip
     with torch.no_grad():
-        seen = torch.cat([classifier(x).argmax(1) for x in path.flatten(0, 1).split(BATCH)]).view(broken.shape)
-    status = np.where((seen == source[:, None]).numpy(), "not_flipped", "ok")
-    return replace(batch, saliency=shown, status=np.where(broken.numpy(), "diverged", status))
+        seen = [classifier(x).argmax(1) for x in torch.cat([images[:, None], path], 1).flatten(0, 1).split(BATCH)]
+    left = (torch.cat(seen).view(len(images), -1) != source[:, None]).numpy()
+    status = np.where(left[:, 1:], "ok", "not_flipped")
+    status = np.where(broken.numpy(), "diverged", np.where(left[:, :1], "skipped", status))
+    return replace(batch, saliency=shown, status=status)
 
 
 def explain(
@@ -130,8 +135,9 @@ def explain(
     )  # fmt: skip
     shown = salient(mask.theta, objective)
     return in_filled(
-        images, shown, source, target, classifier=classifier, rng=rng, strengths=strengths, infill=infill, mask=mask
-    )
+        images, shown, source, target, classifier=classifier, rng=rng, strengths=strengths, infill=infill,
+        cost=(mask.steps, mask.fills, mask.fills), lost=mask.bad_fills == mask.fills,
+    )  # fmt: skip
 
 
 def short_schedule(images: Tensor) -> Settings:

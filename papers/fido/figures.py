@@ -20,6 +20,7 @@ from papers.fido.names import FILLS, title
 INFILLS = [f"ssr/{fill}" for fill in ("mean", "blur", "random", "local", "vae", "net")]
 CURVES = [*INFILLS, "sdr/net", "bbmp/blur", "bbmp/random", "object", "random"]
 PLACES = {
+    "area": "area of the MAP mask at one λ",
     "overflow": "MAP mask at one λ, beyond the box",
     "overflow_matched": "top tenth of the pixels, beyond the box",
     "overflow_object_matched": "top tenth, beyond the object",
@@ -42,11 +43,11 @@ def overflow(maps: pd.DataFrame) -> plt.Figure:
     order = [*INFILLS, "sdr/mean", "sdr/net", "bbmp/blur", "bbmp/random", "bbmp/net", "rise", "random"]
     table = summary(main_cell(maps), ["method"], list(PLACES)).set_index("method")
     here = table.loc[[name for name in order if name in table.index]]
-    figure, axes = plt.subplots(1, len(PLACES), figsize=(12, 0.32 * len(here) + 1), sharey=True)
+    figure, axes = plt.subplots(1, len(PLACES), figsize=(15, 0.32 * len(here) + 1), sharey=True)
     for axis, (metric, text) in zip(axes, PLACES.items(), strict=True):
         colours = ["C0" if name.startswith("ssr") else "C1" if name.startswith("sdr") else "0.6" for name in here.index]
         bars(axis, here, metric, [title(name) for name in here.index], color=colours)
-        axis.set(title=text, xlabel="share outside", xlim=(0, None))
+        axis.set(title=text, xlabel="share", xlim=(0, None))
     axes[0].invert_yaxis()  # the first name on top
     figure.tight_layout()
     return figure
@@ -144,7 +145,7 @@ def recovery(table: pd.DataFrame) -> plt.Figure:
     for axis, (kind, text) in zip(axes, kinds.items(), strict=True):
         cell = here[here["kind"] == kind].groupby(["method", "image"])["probability"].mean().reset_index()
         sns.boxplot(cell, x="method", y="probability", order=order, ax=axis, color="C0", fliersize=2, linewidth=0.8)
-        axis.set(title=text, xlabel="", ylabel="p(c)")
+        axis.set(title=text, xlabel="", ylabel="p(c), mean over masks and seeds")
         axis.set_xticks(range(len(order)), [FILLS[fill] for fill in order], rotation=35, ha="right")
     figure.tight_layout()
     return figure

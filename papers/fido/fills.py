@@ -1,9 +1,10 @@
 """The in-fillers by the names that cells and tables use, for one world.
 
 `net`, the inpainting network, is this replication's stand-in for the paper's CA-GAN; `vae` is a conditional VAE.
-Nothing optimises against `road`, `biharmonic`, `repaint`, `dip` and `background`: they evaluate.
+No cell optimises against `road`, `biharmonic`, `repaint`, `dip` and `background`: they evaluate.
 """
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,12 +19,10 @@ from common.generators.inpainting import Learned, load_infill
 from common.generators.priors import DeepImagePrior
 from common.generators.resampling import DeepInpainting, RePaint
 
-HEURISTIC = ("mean", "blur", "random")
-CONDITIONAL = ("local", "vae", "net")
-SEARCHED = (*HEURISTIC, *CONDITIONAL)  # a search may use these
-EVALUATING = ("road", "biharmonic", "repaint", "dip", "background")
+SEARCHED = ("mean", "blur", "random", "local", "vae", "net")  # a search may use these
+SIGMA = 2.5  # of the blur, pixels of 32: by pure scaling of the paper's, 1.4 would leak the whole shape
+WINDOW = 5  # of the local mean, pixels: the least that is odd and above pure scaling, 2.1
 REPAINT = (25, 5, 3)  # levels, jump length, visits: 65 passes
-SIGMA, WINDOW = 2.5, 5  # pixels of 32: by pure scaling of the paper's, 1.4 would leak the whole shape
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,13 @@ class TrueBackground:
     constant = True
 
     def __call__(self, images: Tensor, keep: Tensor, rng: Streams) -> Tensor:
-        ids = tuple(image.split("|")[0] for image in rng.image_ids)
-        clean, _ = scenes.render(scenes.emptied(datasets.scene_factors(self.world, ids)))
+        clean = _background(self.world, tuple(image.split("|")[0] for image in rng.image_ids))
         return clean[:, None].expand(-1, keep.shape[1], -1, -1, -1)
+
+
+@functools.lru_cache(maxsize=64)
+def _background(world: str, ids: tuple[str, ...]) -> Tensor:
+    return scenes.render(scenes.emptied(datasets.scene_factors(world, ids)))[0]
 
 
 @dataclass

@@ -18,19 +18,20 @@ from common.data import datasets
 from common.errors import one_line_errors
 from common.explain import Streams
 from common.figures import drawn_rows, image_grid, picture, save_figures, style
-from papers.fido.fills import Fills
+from papers.fido.fills import SEARCHED, Fills
 from papers.fido.names import FILLS, title
 from papers.fido.pictures import overlay
+from papers.fido.regions import SALIENT, UNBOUNDED
 
 ROWS = 4
-SEARCHED = ("mean", "blur", "random", "local", "vae", "net")
 HOLED = (*SEARCHED, "road", "biharmonic", "background")
 
 
 def cell(shard: Shard, method: str, i: int, image: Tensor) -> tuple[np.ndarray, str]:
-    """The overlay of one map, and the share of the image that its MAP mask covers."""
+    """The overlay of one map, and the share of the image that its mask covers."""
     saliency = shard.batches[method].saliency[i]
-    return overlay(image, saliency), f"{100 * (saliency > 0.5).float().mean():.0f} % of pixels"
+    area = (saliency > SALIENT).float().mean()
+    return overlay(image, saliency), "" if method in UNBOUNDED else f"{100 * area:.0f} % of pixels"
 
 
 def maps(shard: Shard, data: Path, columns: dict[str, str], *, filled: float | None = None) -> plt.Figure:
@@ -44,7 +45,7 @@ def maps(shard: Shard, data: Path, columns: dict[str, str], *, filled: float | N
         line, below = [(picture(image), names[int(shard.source[i])])], [(None, "")]
         for method, text in columns.items():
             drawn, area = cell(shard, method, i, image)
-            line.append((drawn, f"{text}: {area}"))
+            line.append((drawn, f"{text}: {area}" if area else text))
             batch = shard.batches[method]
             if filled is not None:
                 j = batch.strengths.index(filled)

@@ -1,12 +1,13 @@
 """Job: measure the maps of one training seed: rows of the long table, what every map is worth (M1, M3, M4, M6), how few
-pixels suppress the class under each evaluating in-fill (M2), what each in-fill restores (M5), how alike maps are, and
-the judges beside the classifier.
+pixels suppress the class under each evaluating in-fill (M2), what each in-fill restores (M5), and the judges beside the
+classifier.
 
 python -m papers.fido.measure --shards F... --settings '{...}' --systems DIR --infillers DIR --splits DIR --oracles DIR
     --out DIR
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ from common.classifiers.base import Classifier
 from common.classifiers.checkpoints import load_checkpoint
 from common.classifiers.oracles import Panel
 from common.data import datasets
-from common.errors import one_line_errors
+from common.errors import VceError, one_line_errors
 from common.explain import CounterfactualBatch, Streams
 from common.files import atomic_path
-from common.generators.inpainting import block_masks
+from common.generators.inpainting import BLOCK_DRAWS, block_masks
 from common.measure import judge_accuracy, measure_shard, oracle_gate
 from common.progress import Progress
 from common.results import PANEL
@@ -34,14 +35,12 @@ from papers.fido import metrics, regions
 from papers.fido.explain import BATCH, chunks, class_score
 from papers.fido.fills import Fills
 from papers.fido.method import log_odds
+from papers.fido.names import OBJECTIVES
 
-COUNTS = (0, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # pixels dropped, of 1024
-AREA = 0.1  # of the image: the matched area
+COUNTS = (0, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)  # pixels dropped, of 1,024
 ROAD_SHARES = (0.1, 0.2, 0.3, 0.5)  # of the pixels
 DRAWS, FEW_DRAWS = 8, 2  # of masks from q(z), of random masks per image; of these for slow in-fills
 BLOCK = 0.4  # share of the image that block masks hide
-SEARCHED = ("ssr", "sdr", "bbmp", "bbmp-sdr")
-UNBOUNDED = ("gradient", "rise", "random")  # maps without a threshold of their own: their mask is the matched area
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,14 @@ class Explained:
     def rng(self) -> Streams:
         return Streams(self.seed, self.images.ids, tuple(self.images.labels.tolist()))
 
-    @property
+    @functools.cached_property
     def boxes(self) -> Tensor:
         return regions.bounding_boxes(self.images.masks > 0.5)
+
+    @functools.cached_property
+    def confidence(self) -> Tensor:
+        """p(c) of the originals, N."""
+        return torch.sigmoid(self.log_odds(self.logits(self.images.images[:, None]))[:, 0])
 
     @torch.no_grad()
     def filled(self, keep: Tensor, fill: str) -> Tensor:
@@ -102,18 +106,13 @@ class Explained:
         return self.log_odds(self.logits(self.filled(keep, fill)))
 
 
-def map_mask(method: str, shown: Tensor, rank: Tensor) -> Tensor:
-    """N×H×W masks of the pixels that a map calls salient: above .5, or the top `AREA` where it has no threshold."""
-    if method.split("/")[0] in UNBOUNDED:
-        return (rank < round(AREA * shown[0].numel())).float()
-    return (shown > regions.SALIENT).float()
-
-
 @torch.no_grad()
-def map_metrics(name: str, shown: Tensor, here: Explained) -> dict[str, Tensor]:
-    """What the N×H×W maps `shown` of a method are worth, N values each; NaN where a map has none.
+def map_metrics(name: str, shown: Tensor, rank: Tensor, here: Explained) -> dict[str, Tensor]:
+    """What the N×H×W maps `shown` of a method, their pixels in order of `rank`, are worth: N values each, NaN where a
+    map has none.
 
-    `area`, `empty`, `full`: of the MAP mask · `overflow` of it beyond the object's box, `overflow_object` beyond its
+    `area`, `empty`, `full`: of the MAP mask · `place`: average precision of the map against the object's mask (G3) ·
+    `overflow` of it beyond the object's box, `overflow_object` beyond its
     mask (M1), `localisation` error (M3), `metric` (M4); the same `…_matched` at the top tenth of the pixels · `kept_…`:
     p(c) of what the MAP mask keeps under an in-fill, `matched_…` of the top tenth, `half_…` of a random half of the MAP
     mask (M6) · of searched maps the `entropy` of θ in bits, E_q[s] (`expected`) beside s of the MAP mask (`map_score`),
@@ -121,9 +120,7 @@ def map_metrics(name: str, shown: Tensor, here: Explained) -> dict[str, Tensor]:
     """
     method, *rest = name.split("/")
     x, objects = here.images.images, here.images.masks
-    rank = regions.ranks(shown, here.rng)
-    mask = map_mask(name, shown, rank)
-    top = (rank < round(AREA * shown[0].numel())).float()
+    mask, top = regions.map_mask(method, shown, rank), regions.top_mask(rank)
     box = regions.box_masks(here.boxes, *shown.shape[1:])
     score = class_score(here.classifier, here.images.labels)
     found = {
@@ -131,7 +128,8 @@ def map_metrics(name: str, shown: Tensor, here: Explained) -> dict[str, Tensor]:
         "empty": (mask.flatten(1).sum(1) == 0).float(),
         "full": (mask.flatten(1).mean(1) == 1).float(),
         "pointing": metrics.pointing(rank, objects),
-        "original": torch.sigmoid(score(x[:, None])[:, 0]),
+        "place": metrics.average_precision(rank, objects),
+        "original": here.confidence,
     }
     for suffix, chosen in (("", mask), ("_matched", top)):
         boxes = regions.bounding_boxes(chosen > 0)
@@ -147,7 +145,7 @@ def map_metrics(name: str, shown: Tensor, here: Explained) -> dict[str, Tensor]:
         found |= {f"{what}_{fill}": p[:, k] for k, what in enumerate(("kept", "matched", "half"))}
     missing = torch.full((len(x),), torch.nan)
     found |= {"entropy": missing, "expected": missing, "map_score": missing}
-    if method in SEARCHED:
+    if method in OBJECTIVES:
         theta = shown if method in ("ssr", "bbmp") else 1 - shown
         drawn = (here.rng.uniform((DRAWS, *shown.shape[1:]), "q") < theta[:, None]).float()
         scores = here.scores(torch.cat([drawn, (theta > regions.SALIENT).float()[:, None]], 1), rest[0])
@@ -155,24 +153,26 @@ def map_metrics(name: str, shown: Tensor, here: Explained) -> dict[str, Tensor]:
     return found
 
 
-def deletion_scores(shown: Tensor, here: Explained, fill: str, counts: Tensor) -> Tensor:
-    """s_k, N×K: the log-odds after the first k pixels of N×H×W maps are dropped and in-filled afresh, for K `counts`.
-    In order of the map, whatever it was optimised for."""
-    return here.scores(regions.without_top(regions.ranks(shown, here.rng), counts), fill)
+def deletion_scores(rank: Tensor, here: Explained, fill: str, counts: Tensor) -> Tensor:
+    """s_k, N×K: the log-odds after the first k pixels in order of N×H×W `rank` are dropped and in-filled afresh, for K
+    `counts`, the last of them all; whatever a map was optimised for."""
+    if counts[-1] != rank[0].numel():
+        raise VceError(f"suppression: made for images of {counts[-1]} pixels, not {rank[0].numel()}; mend COUNTS")
+    return here.scores(regions.without_top(rank, counts), fill)
 
 
-def perturbation_curves(shown: Tensor, here: Explained, deleted: Tensor) -> dict[str, Tensor]:
+def perturbation_curves(rank: Tensor, here: Explained, deleted: Tensor) -> dict[str, Tensor]:
     """RISE's areas, of p(c) while the most salient pixels are replaced by the mean colour (`deletion`, from the
     log-odds N×K at `COUNTS`) or brought back into the blurred image (`insertion`), and ROAD's accuracies after shares
     of the most (`road_morf`) and of the least salient pixels (`road_lerf`) were imputed, mean over `ROAD_SHARES`."""
-    counts, rank = torch.tensor(COUNTS), regions.ranks(shown, here.rng)
+    counts = torch.tensor(COUNTS)
     inserted = here.scores(1 - regions.without_top(rank, counts), "blur")
     found = {
         "deletion": metrics.area_under(torch.sigmoid(deleted), counts),
         "insertion": metrics.area_under(torch.sigmoid(inserted), counts),
     }
-    shares = (torch.tensor(ROAD_SHARES) * shown[0].numel()).round()
-    orders = {"road_morf": rank, "road_lerf": shown[0].numel() - 1 - rank}
+    shares = (torch.tensor(ROAD_SHARES) * rank[0].numel()).round()
+    orders = {"road_morf": rank, "road_lerf": rank[0].numel() - 1 - rank}
     for name, order in orders.items():
         seen = here.logits(here.filled(regions.without_top(order, shares), "road")).argmax(2)
         found[name] = (seen == here.images.labels[:, None]).float().mean(1)
@@ -184,12 +184,13 @@ def recovery(here: Explained, fill: str, draws: int) -> Iterator[tuple[str, dict
     image is still predicted correctly, and was before, and the mean error of the in-fill at hidden pixels."""
     x, labels, size = here.images.images, here.images.labels, tuple(here.images.masks.shape[1:])
     original = (here.logits(x[:, None]).argmax(2)[:, 0] == labels).float()
-    generator = torch.Generator().manual_seed(here.seed)
+    blocks = here.rng.uniform((DRAWS, BLOCK_DRAWS), "block mask").flatten(0, 1)
     masks = {
-        "iid": (here.rng.uniform((draws, *size), "iid mask") < 0.5).float(),
-        "block": block_masks(len(x) * draws, size, BLOCK, generator).view(draws, len(x), *size).transpose(0, 1),
+        "iid": (here.rng.uniform((DRAWS, *size), "iid mask") < 0.5).float(),
+        "block": block_masks(blocks, size, BLOCK).unflatten(0, (len(x), DRAWS)),
     }
-    for kind, keep in masks.items():
+    for kind, all_masks in masks.items():
+        keep = all_masks[:, :draws]
         filled = here.filled(keep, fill)
         logits, error = here.logits(filled), (filled - x[:, None]).abs().mean(2)
         p, correct = torch.sigmoid(here.log_odds(logits)), (logits.argmax(2) == labels[:, None]).float()
@@ -204,31 +205,6 @@ def recovery(here: Explained, fill: str, draws: int) -> Iterator[tuple[str, dict
                 "error": hidden,
             },
         )
-
-
-def likeness(shards: list[Shard]) -> list[pd.DataFrame]:
-    """How alike maps are, as Spearman's ρ of their pixels: of the same image between draws of the masks (`draws`),
-    between two architectures, and of different images (`images`)."""
-    lines = []
-    for shard in shards:
-        bases = {name.rsplit("/draw", 1)[0] for name in shard.batches if "/draw" in name}
-        for base in sorted(bases):
-            maps = [batch.saliency for name, batch in shard.batches.items() if name.rsplit("/draw", 1)[0] == base]
-            lines.append(_lines(shard, base, "draws", metrics.spearman_across(maps)))
-            lines.append(_lines(shard, base, "images", metrics.spearman_across([maps[0], maps[0].roll(1, 0)])))
-        for other in shards:
-            same = shard.world == other.world and shard.starts == other.starts == "pairs"
-            if same and shard.classifier < other.classifier:
-                both = [name for name in shard.batches if name in other.batches and name.split("/")[0] in SEARCHED]
-                for name in both:
-                    n = min(len(shard.ids), len(other.ids))
-                    maps = [part.batches[name].saliency[:n] for part in (shard, other)]
-                    lines.append(_lines(shard, name, "architectures", metrics.spearman_across(maps), n))
-    return lines
-
-
-def _lines(shard: Shard, method: str, kind: str, correlation: Tensor, n: int | None = None) -> pd.DataFrame:
-    return _table(shard, {"correlation": correlation}, n, method=method, kind=kind)
 
 
 def _table(shard: Shard, values: dict[str, Tensor], n: int | None = None, **facts: str | float) -> pd.DataFrame:
@@ -254,23 +230,22 @@ def measured_shard(shard: Shard, here: Explained, settings: Settings) -> dict[st
     """The tables of a shard by name, method by method."""
     maps, pixels = [], []
     for name, batch in shard.batches.items():
-        values = map_metrics(name, batch.saliency, here)
+        rank = regions.ranks(batch.saliency, here.rng)
+        values = map_metrics(name, batch.saliency, rank, here)
         bad = shard.traces[name][:, 0] if name in shard.traces else torch.zeros(len(shard.ids))
         counts, everyone = torch.tensor(COUNTS), len(shard.ids)
         fills = dict.fromkeys(settings.suppress.get(shard.starts, []), (everyone, counts))
         if shard.starts == "pairs" and shard.classifier == "cnn":
             slow = [fill for fill in settings.recover[shard.world] if name in settings.slow.get(fill, [])]
-            fills |= dict.fromkeys(slow, (settings.few, counts[::2]))
-        scores = {
-            fill: deletion_scores(batch.saliency[:n], here[slice(0, n)], fill, at) for fill, (n, at) in fills.items()
-        }
+            fills |= dict.fromkeys(slow, (settings.few, torch.cat([counts[:-1:2], counts[-1:]])))
+        scores = {fill: deletion_scores(rank[:n], here[slice(0, n)], fill, at) for fill, (n, at) in fills.items()}
         for fill, s in scores.items():
             n, at = fills[fill]
             for quantile in metrics.QUANTILES:
                 found = {"pixels": metrics.suppression_pixels(s, at, quantile)}
                 pixels.append(_table(shard, found, n, method=name, fill=fill, strength=quantile))
         if "mean" in scores:
-            values |= perturbation_curves(batch.saliency, here, scores["mean"])
+            values |= perturbation_curves(rank, here, scores["mean"])
         maps.append(_table(shard, {**values, "bad_fills": bad}, method=name).assign(status=statuses(batch, values)))
     return {"maps": maps, "suppression": pixels}
 
@@ -310,7 +285,6 @@ def main() -> None:
                     for kind, values in recovery(here[slice(0, n)], fill, draws):
                         tables["recovery"].append(_table(shard, values, n, method=fill, kind=kind))
             progress.advance()
-    tables["likeness"] = likeness(shards)
     for name, parts in tables.items():
         with atomic_path(args.out / f"{name}.parquet") as temporary:
             (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()).to_parquet(temporary, index=False)

@@ -45,11 +45,12 @@ class Settings:
 @dataclass(frozen=True)
 class Mask:
     """`theta` N×H×W, the keep probabilities, in [0, 1]; `bad_fills` N, how many in-fills were no numbers and were left
-    out; `fills` how many were drawn per image."""
+    out; of how many `fills` per image, in so many `steps`."""
 
     theta: Tensor
     bad_fills: Tensor
     fills: int
+    steps: int
 
 
 def log_odds(logits: Tensor, c: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def fido(
         if callback:
             callback({"step": t, "theta": (1 - p).detach()})
     theta = upsample(-a.detach(), size).sigmoid()  # of the map, logits are upsampled
-    return Mask(theta, bad, settings.steps * settings.masks)
+    return Mask(theta, bad, settings.steps * settings.masks, settings.steps)
 
 
 def bbmp(
@@ -122,7 +123,7 @@ def bbmp(
         bad += (~finite).sum(1)
         if callback:
             callback({"step": t, "theta": m[:, 0].detach()})
-    return Mask(upsample(cells.detach(), size), bad, settings.steps)
+    return Mask(upsample(cells.detach(), size), bad, settings.steps, settings.steps)
 
 
 def _size(x: Tensor, grid: int) -> tuple[int, int]:

@@ -62,6 +62,15 @@ def pointing(rank: Tensor, objects: Tensor) -> Tensor:
     return objects.flatten(1).gather(1, rank.flatten(1).argmin(1, keepdim=True))[:, 0].gt(0.5).float()
 
 
+def average_precision(rank: Tensor, objects: Tensor) -> Tensor:
+    """G3: mean, over the pixels of N×H×W `objects`, of the share of the object among all pixels that are at least as
+    salient; 1 where the object comes first, its area by chance."""
+    order = rank.flatten(1).argsort(1)
+    hit = (objects.flatten(1).gather(1, order) > 0.5).float()
+    precision = hit.cumsum(1) / torch.arange(1, hit.shape[1] + 1)
+    return (precision * hit).sum(1) / hit.sum(1)
+
+
 def entropy(theta: Tensor) -> Tensor:
     """Mean entropy of a pixel's Bernoulli(θ), in bits: N of N×H×W."""
     return ((entr(theta) + entr(1 - theta)) / math.log(2)).flatten(1).mean(1)

@@ -13,6 +13,7 @@ FILLS = {
     "dip": "deep prior",
     "background": "true background",
 }
+# whose maps are searched, with an in-fill
 OBJECTIVES = {"ssr": "FIDO SSR", "sdr": "FIDO SDR", "bbmp": "BBMP", "bbmp-sdr": "BBMP, SDR"}
 BASELINES = {
     "max": "Max",

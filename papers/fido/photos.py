@@ -1,7 +1,7 @@
 """Job: packaged ImageNet photos with a plain ImageNet classifier and an in-fill that needs no training: a demonstration
 at 224 px on a short schedule, without a verdict.
 
-python -m papers.fido.photos --recipe '{"images": ["imagenet_16_251.jpg"], "steps": 60, "masks": 4}' --out DIR
+python -m papers.fido.photos --recipe '{"images": ["imagenet_16_251.jpg"], "steps": 40, "masks": 3}' --out DIR
 """
 
 import argparse
@@ -35,9 +35,8 @@ def photo_grid(classifier: nn.Module, recipe: dict, data: Path, progress: Progre
         p = classifier(photos).softmax(1)
     confidence, seen = p.max(1)
     runner_up, rng = p.scatter(1, seen[:, None], 0).argmax(1), Streams(0, tuple(recipe["images"]), tuple(seen.tolist()))
-    settings = replace(
-        short_schedule(photos), steps=recipe["steps"], masks=recipe["masks"], learning_rate=15 / recipe["steps"]
-    )
+    steps, masks = recipe["steps"], recipe["masks"]
+    settings = replace(short_schedule(photos), steps=steps, masks=masks, learning_rate=15 / steps, warm_up=steps // 10)
     rows, labels, names = [], [], classifier.class_names
     for objective in ("ssr", "sdr"):
         batch = explain(

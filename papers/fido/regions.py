@@ -10,6 +10,8 @@ from torch import Tensor
 from common.explain import Streams
 
 SALIENT = 0.5  # θ above which a pixel belongs to the MAP mask
+AREA = 0.1  # of the image: the matched area
+UNBOUNDED = ("gradient", "rise", "random")  # maps without a threshold of their own: their mask is the matched area
 
 
 def ranks(saliency: Tensor, rng: Streams) -> Tensor:
@@ -23,6 +25,16 @@ def ranks(saliency: Tensor, rng: Streams) -> Tensor:
 def without_top(rank: Tensor, counts: Tensor) -> Tensor:
     """Keep masks N×K×H×W that drop the first `counts` (K, or N×K) pixels of each order."""
     return (rank[:, None] >= counts.expand(len(rank), -1)[..., None, None]).float()
+
+
+def top_mask(rank: Tensor) -> Tensor:
+    """N×H×W masks of the top `AREA` of the pixels of N×H×W `rank`."""
+    return (rank < round(AREA * rank[0].numel())).float()
+
+
+def map_mask(method: str, shown: Tensor, rank: Tensor) -> Tensor:
+    """N×H×W masks of what a method's maps call salient: above ½, or the top `AREA` where it has no threshold."""
+    return top_mask(rank) if method in UNBOUNDED else (shown > SALIENT).float()
 
 
 def bounding_boxes(mask: Tensor) -> Tensor:

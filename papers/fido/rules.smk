@@ -168,7 +168,7 @@ rule fido_measure:
     output:
         expand(
             f"{FIDO_MEASURED}/{{{{seed}}}}/{{name}}.parquet",
-            name=["rows", "maps", "suppression", "recovery", "likeness", "gate"],
+            name=["rows", "maps", "suppression", "recovery", "gate"],
         ),
     log:
         f"{LOGS}/fido/measure-{{seed}}.log",
@@ -189,13 +189,28 @@ rule fido_measure:
         " 2> >(tee {log} >&2)"
 
 
+rule fido_likeness:
+    input:
+        [shard for seed in config["seeds"] for shard in fido_shards(seed)],
+    output:
+        f"{FIDO_MEASURED}/likeness.parquet",
+    log:
+        f"{LOGS}/fido/likeness.log",
+    priority: 3
+    params:
+        src=digest("papers.fido.likeness"),
+    shell:
+        "python -m papers.fido.likeness --shards {input} --out {output} 2> >(tee {log} >&2)"
+
+
 rule fido_cells:
     input:
         expand(
             f"{FIDO_MEASURED}/{{seed}}/{{name}}.parquet",
             seed=config["seeds"],
-            name=["rows", "maps", "suppression", "recovery", "likeness", "gate"],
+            name=["rows", "maps", "suppression", "recovery", "gate"],
         ),
+        likeness=f"{FIDO_MEASURED}/likeness.parquet",
         costs=[
             shard.replace(".safetensors", ".cost.json")
             for seed in config["seeds"]
@@ -218,7 +233,7 @@ rule fido_cells:
         recipe=json.dumps(FIDO["recipes"][FIDO_PANEL]),
         folder=f"{RESULTS}/fido",
     shell:
-        "python -m papers.fido.cells --measured {params.measured} --costs {input.costs} --recipe {params.recipe:q}"
+        "python -m papers.fido.cells --measured {params.measured} --likeness {input.likeness} --costs {input.costs} --recipe {params.recipe:q}"
         " --out {params.folder} --cost {output.cost} 2> >(tee {log} >&2)"
 
 
@@ -252,9 +267,10 @@ rule fido_verdicts:
                 "splits": {world: config["splits"][world] for world in FIDO_ALL},
                 "oracles": config["oracles"][FIDO_PANEL],
                 "diffusion": config["diffusion"],
-                "fido": FIDO,
+                "fido": {key: FIDO[key] for key in FIDO if key != "photos"},
                 "metrics": [
-                    digest(f"papers.fido.{module}") for module in ("measure", "cells")
+                    digest(f"papers.fido.{module}")
+                    for module in ("measure", "likeness", "cells")
                 ],
                 "judgement": digest("common.verdicts"),
                 "methods": [digest("papers.fido.shards")],

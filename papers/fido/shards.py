@@ -30,10 +30,9 @@ from papers.fido.explain import chunks, class_score, in_filled, saliency, salien
 from papers.fido.fills import SEARCHED, Fills
 from papers.fido.masker import load_masker
 from papers.fido.method import Mask, Settings, bbmp, fido
-from papers.fido.names import BASELINES, cell_name
+from papers.fido.names import BASELINES, OBJECTIVES, cell_name
 from papers.fido.regions import bounding_boxes, box_masks
 
-OBJECTIVES = ("ssr", "sdr", "bbmp", "bbmp-sdr")
 PATH_FILL = "net"  # of the paths of maps that come without an in-filler
 
 
@@ -57,19 +56,18 @@ class Cell:
         )
 
     def settings(self, recipe: "Recipe") -> Settings:
-        """The recipe's, with what this cell replaces; λ of BBMP is `bbmp` times that of FIDO."""
+        """The recipe's, with what BBMP and this cell replace."""
         found = {key: value for key in ("lam", "grid", "tv", "observed") if (value := getattr(self, key)) is not None}
-        lam = recipe.search["lam"] * (recipe.bbmp if self.method.startswith("bbmp") else 1)
-        return parse_recipe(Settings, recipe.search | {"lam": lam} | found)
+        return parse_recipe(Settings, recipe.search | (recipe.bbmp if self.method.startswith("bbmp") else {}) | found)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that all cells share: fields of `papers.fido.method.Settings`; how many times FIDO's λ BBMP has; the
-    area of the extremal mask, as a share of the image."""
+    """The settings that all cells share, fields of `papers.fido.method.Settings`: `search`, and what of them `bbmp`
+    replaces; the `area` of the extremal mask, as a share of the image."""
 
     search: dict[str, float]
-    bbmp: float
+    bbmp: dict[str, float]
     area: float
 
 
@@ -164,9 +162,10 @@ def explain_entry(
         start = time.perf_counter()
         shown, mask = job.run(cell)
         seconds = time.perf_counter() - start
+        spent = (mask.steps, mask.fills, mask.fills) if mask else baselines.COSTS.get(cell.method, (0, 0, 0))
         batches[cell.name] = in_filled(
             pairs.images, shown, pairs.labels, target, classifier=classifier, rng=job.streams(cell), strengths=shares,
-            infill=fills[cell.fill or PATH_FILL], mask=mask,
+            infill=fills[cell.fill or PATH_FILL], cost=spent, lost=mask.bad_fills == mask.fills if mask else None,
         )  # fmt: skip
         if mask:
             traces[cell.name] = mask.bad_fills[:, None] / mask.fills

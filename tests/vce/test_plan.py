@@ -99,7 +99,7 @@ def test_passes_of_fido_by_hand():
         "infillers": {"w-unet": {"steps": 20}, "w-cvae": {"steps": 10}},
         "fido": {
             "classifiers": {"w": {"cnn": {"epochs": 2}, "l2at": {"epochs": 3, "adversary": {"l2": 1}}}},
-            "recipes": {"w": {"search": {"steps": 7, "masks": 3}}},
+            "recipes": {"w": {"search": {"steps": 7, "masks": 3}, "bbmp": {"steps": 9}}},
             "jobs": [["main", "rest"]],
             "groups": {"main": [entry], "rest": [{**entry, "starts": "sweeps", "n": 4, "cells": cells[:1]}]},
             "measure": {"suppress": {"pairs": ["net", "mean"]}},
@@ -108,7 +108,7 @@ def test_passes_of_fido_by_hand():
         "svce": {},
     }
     assert passes_of("fido_train_0", config) == 3 * 100 * (2 + 3 * 3)
-    assert passes_of("fido_explain_main_rest", config) == 10 * (2 * 7 * 3 + 2 * 7 + 1 + 250) + 4 * 2 * 7 * 3
+    assert passes_of("fido_explain_main_rest", config) == 10 * (2 * 7 * 3 + 2 * 9 + 1 + 250) + 4 * 2 * 7 * 3
     every = planning.MAP_PASSES
     assert passes_of("fido_measure", config) == 10 * 4 * (2 * planning.CURVE + every) + 4 * every
     assert passes_of("fido_photos", config) == 2 * 2 * 5 * 4 and passes_of("fido_tables", config) == 0

@@ -18,6 +18,7 @@ from common.explain import Streams
 from common.generators import train_infill as job
 from common.generators.infill import Local, Mean
 from common.generators.inpainting import (
+    BLOCK_DRAWS,
     CHUNK,
     SIDES,
     Learned,
@@ -249,8 +250,15 @@ def test_any_number_of_training_masks(n):
     assert training_masks(n, (12, 12), stream()).shape == (n, 12, 12)
 
 
-def test_masks_depend_on_their_generator_alone():
-    for draw in (lambda g: training_masks(64, (32, 32), g), lambda g: block_masks(64, (32, 32), 0.4, g)):
+def blocks(n, size, share, seed=0):
+    return block_masks(torch.rand(n, BLOCK_DRAWS, generator=stream(seed)), size, share)
+
+
+def test_masks_depend_on_their_draws_alone():
+    for draw in (
+        lambda g: training_masks(64, (32, 32), g),
+        lambda g: block_masks(torch.rand(64, BLOCK_DRAWS, generator=g), (32, 32), 0.4),
+    ):
         torch.rand(3)
         first, again, other = draw(stream(3)), draw(stream(3)), draw(stream(4))
         assert torch.equal(first, again) and not torch.equal(first, other)
@@ -259,14 +267,15 @@ def test_masks_depend_on_their_generator_alone():
 @pytest.mark.parametrize("size", [(32, 32), (28, 28), (33, 21)])
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
 def test_blocks_hide_their_share_in_one_rectangle_or_one_in_each_half(size, share):
-    hidden = 1 - block_masks(200, size, share, stream())
+    hidden = 1 - blocks(200, size, share)
+    one = torch.rand(200, BLOCK_DRAWS, generator=stream(0))[:, 9] < 0.5
     assert hidden.mean().item() == pytest.approx(share, abs=0.02)
     assert (hidden.mean((1, 2)) - share).abs().max() < 0.1  # sides are whole pixels
     middle = size[1] - size[1] // 2
-    for part in (hidden[:100], hidden[100:, :, : size[1] // 2], hidden[100:, :, middle:]):
+    for part in (hidden[one], hidden[~one][:, :, : size[1] // 2], hidden[~one][:, :, middle:]):
         assert torch.equal(part.sum((1, 2)), part.amax(2).sum(1) * part.amax(1).sum(1))
         assert part.sum((1, 2)).min() > 0
-    assert hidden[100:, :, size[1] // 2 : middle].sum() == 0
+    assert hidden[~one][:, :, size[1] // 2 : middle].sum() == 0
 
 
 # training
@@ -278,7 +287,7 @@ TINY = {"steps": 150, "widths": WIDTHS, "latent": LATENT, "batch_size": 16, "lea
 def test_training_beats_the_mean_on_held_out_images(architecture):
     fit, images, losses = ramps(200), ramps(40, seed=1), []
     network = train_infill(fit, Recipe(architecture, **TINY), 0, lambda step: losses.append(step["loss"]))
-    keep = torch.cat([coins(40, 1, 12, 12), block_masks(40, (12, 12), 0.4, stream())[:, None]], 1)
+    keep = torch.cat([coins(40, 1, 12, 12), blocks(40, (12, 12), 0.4)[:, None]], 1)
     learned, mean, start = (
         held_out(infill, images, keep, streams(40))
         for infill in (Learned(network), Mean(fit.mean((0, 2, 3))), Learned(untrained(architecture)))
