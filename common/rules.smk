@@ -119,7 +119,7 @@ rule diffusion:
         f"{GENERATORS}/{{world}}-diffusion.safetensors",
     log:
         f"{LOGS}/common/generators/{{world}}-diffusion.log",
-    priority: 2
+    priority: 7
     params:
         src=digest("common.generators.train"),
         recipes=lambda wildcards: json.dumps(

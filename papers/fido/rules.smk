@@ -172,7 +172,7 @@ rule fido_measure:
         ),
     log:
         f"{LOGS}/fido/measure-{{seed}}.log",
-    priority: 4
+    priority: 6
     params:
         src=digest("papers.fido.measure"),
         settings=json.dumps(FIDO["measure"]),
