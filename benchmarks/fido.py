@@ -10,6 +10,7 @@ pass + fills × the in-fill's own pass), both measured at the batch of the searc
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def main() -> None:
                 calls = {
                     "together": (search(list(range(args.images)), fill, masks), args.images * args.steps),
                     "classifier": (classifier_pass, len(images)),
-                    "fill": (lambda: fill(images, keep, streams), len(images)),  # noqa: B023
+                    "fill": (partial(fill, images, keep, streams), len(images)),
                 }
                 for key, (call, count) in calls.items():
                     best[key] = min(best[key], seconds(call) / count)

@@ -1,7 +1,7 @@
 """Job: the pictures of FIDO from shards: maps by in-fill, SSR beside SDR, architectures, sweeps, in-filled holes
-(figures 2, 3, 6, 7, 9, 11 to 14 of the paper's review version).
+(figures 2 to 4, 6, 7, 9, 11 to 14 and 16 of the paper's review version).
 
-python -m papers.fido.grids --shards F... --splits DIR --infillers DIR --out DIR
+python -m papers.fido.grids --shards F... --systems DIR --splits DIR --infillers DIR --out DIR
 """
 
 import argparse
@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from common.batches import Shard, read_shards
+from common.classifiers.base import Classifier
+from common.classifiers.checkpoints import load_checkpoint
 from common.data import datasets
 from common.errors import one_line_errors
 from common.explain import Streams
 from common.figures import drawn_rows, image_grid, picture, save_figures, style
 from papers.fido.fills import SEARCHED, Fills
+from papers.fido.metrics import filled
 from papers.fido.names import FILLS, title
 from papers.fido.pictures import overlay
 from papers.fido.regions import SALIENT, UNBOUNDED
@@ -34,9 +37,9 @@ def cell(shard: Shard, method: str, i: int, image: Tensor) -> tuple[np.ndarray, 
     return overlay(image, saliency), "" if method in UNBOUNDED else f"{100 * area:.0f} % of pixels"
 
 
-def maps(shard: Shard, data: Path, columns: dict[str, str], *, filled: float | None = None) -> plt.Figure:
-    """Images drawn at random, with the maps of some methods; with `filled`, a share, below each map the image whose
-    most salient pixels are in-filled."""
+def maps(shard: Shard, data: Path, columns: dict[str, str], *, share: float | None = None) -> plt.Figure:
+    """Images drawn at random, with the maps of some methods; with a `share`, below each map the image whose most
+    salient pixels are in-filled."""
     originals, seed = datasets.load_ids(shard.world, shard.ids, data), shard.seed
     names = datasets.world(shard.world).class_names
     rows, labels = [], []
@@ -47,21 +50,27 @@ def maps(shard: Shard, data: Path, columns: dict[str, str], *, filled: float | N
             drawn, area = cell(shard, method, i, image)
             line.append((drawn, f"{text}: {area}" if area else text))
             batch = shard.batches[method]
-            if filled is not None:
-                j = batch.strengths.index(filled)
+            if share is not None:
+                j = batch.strengths.index(share)
                 runner_up = names[int(shard.target[i])]
                 below.append((picture(batch.images[i, j]), f"{runner_up}: p = {batch.confidence[i, j]:.2f}"))
         rows.append(line)
         labels.append("map")
-        if filled is not None:
+        if share is not None:
             rows.append(below)
-            labels.append(f"top {100 * filled:.0f} % in-filled")
+            labels.append(f"top {100 * share:.0f} % in-filled")
     figure = image_grid(rows, labels, cell=1.5)
     figure.text(0, -0.02, f"images drawn at random, seed {seed}; share: pixels of the MAP mask, map > .5", fontsize=7.5)
     return figure
 
 
-def holes(shard: Shard, data: Path, fills: Fills) -> plt.Figure:
+@torch.no_grad()
+def read(classifier: Classifier, image: Tensor, c: Tensor) -> str:
+    """p(c) of one image, as a title."""
+    return f"p(c) = {classifier(image[None]).softmax(1)[0, c]:.2f}"
+
+
+def holes(shard: Shard, data: Path, fills: Fills, classifier: Classifier) -> plt.Figure:
     """Figure 3: the same hole as every in-fill closes it, a centred square of half the side; and 70 % of the pixels."""
     originals = datasets.load_ids(shard.world, shard.ids, data)
     rows, labels = [], []
@@ -73,13 +82,33 @@ def holes(shard: Shard, data: Path, fills: Fills) -> plt.Figure:
         random = (rng.uniform((side, side), "figure")[0] < 0.3).float()
         for keep, label in ((square, "square"), (random, "70 % hidden")):
             shown = torch.where(keep > 0, image[0], 0.0)
-            line = [(picture(image[0]), "image"), (picture(shown), "kept")]
+            line = [(picture(image[0]), read(classifier, image[0], shard.source[i])), (picture(shown), "kept")]
             for name in HOLED:
-                filled = torch.where(keep > 0, image[0], fills[name](image, keep[None, None], rng)[0, 0])
-                line.append((picture(filled), FILLS[name]))
+                closed = filled(image, keep[None, None], fills[name], rng)[0, 0]
+                line.append((picture(closed), f"{FILLS[name]}\n{read(classifier, closed, shard.source[i])}"))
             rows.append(line)
             labels.append(label)
-    return image_grid(rows, labels, cell=1.2)
+    return image_grid(rows, labels, cell=1.35)
+
+
+def sufficiency(shard: Shard, data: Path, fills: Fills, classifier: Classifier) -> plt.Figure:
+    """Figures 4 and 16: what the mask of a map keeps, the rest in-filled by the net, and what a random half of it
+    keeps."""
+    originals = datasets.load_ids(shard.world, shard.ids, data)
+    methods = ("masker", "ssr/local", "ssr/net")
+    rows = []
+    for i in drawn_rows(len(shard.ids), shard.seed, ROWS):
+        image, rng = originals.images[i : i + 1], Streams(shard.seed, (shard.ids[i],), (0,))
+        masks = {title(name): (shard.batches[name].saliency[i] > SALIENT).float() for name in methods}
+        half = (rng.uniform(image.shape[2:], "half")[0] < 0.5).float()
+        masks["half of it"] = masks[title("ssr/net")] * half
+        line = [(picture(image[0]), f"image\n{read(classifier, image[0], shard.source[i])}")]
+        for name, mask in masks.items():
+            kept = filled(image, mask[None, None], fills["net"], rng)[0, 0]
+            line.append((picture(torch.where(mask > 0, image[0], 0.0)), f"{name}\nkeeps {100 * mask.mean():.0f} %"))
+            line.append((picture(kept), f"rest in-filled\n{read(classifier, kept, shard.source[i])}"))
+        rows.append(line)
+    return image_grid(rows, [""] * len(rows), cell=1.35)
 
 
 def architectures(shards: list[Shard], data: Path) -> plt.Figure:
@@ -102,6 +131,7 @@ def architectures(shards: list[Shard], data: Path) -> plt.Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, nargs="+", required=True, help="those of one training seed")
+    parser.add_argument("--systems", type=Path, required=True, help="folder of the classifiers of this seed")
     parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
     parser.add_argument("--infillers", type=Path, required=True, help="folder of the learned in-fillers")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
@@ -114,18 +144,20 @@ def main() -> None:
     swept = next(shard for shard in shards if shard.starts == "sweeps")
     tied = next(shard for shard in shards if shard.world == "scenes-tied")
     table = pd.read_parquet(args.splits / "scenes.parquet")
+    classifier = load_checkpoint(args.systems / "scenes-cnn.safetensors")
     fills = Fills.of("scenes", datasets.load("scenes", table, "systems", args.data), args.infillers)
     draws = [
         name for name in swept.batches if name.startswith("ssr/net") and not {"lam", "grid", "tv"} & _settings(name)
     ]
     drawn = {
-        "fig2-7-infills": maps(main_shard, args.data, {f"ssr/{fill}": FILLS[fill] for fill in SEARCHED}, filled=0.2),
-        "fig3-holes": holes(main_shard, args.data, fills),
+        "fig2-7-infills": maps(main_shard, args.data, {f"ssr/{fill}": FILLS[fill] for fill in SEARCHED}, share=0.2),
+        "fig3-holes": holes(main_shard, args.data, fills, classifier),
+        "fig4-16-sufficiency": sufficiency(main_shard, args.data, fills, classifier),
         "fig6-ssr-sdr": maps(
             main_shard,
             args.data,
             {name: title(name) for name in ("ssr/mean", "sdr/mean", "ssr/net", "sdr/net")},
-            filled=0.1,
+            share=0.1,
         ),
         "fig9-architectures": architectures(explained, args.data),
         "baselines": maps(
@@ -139,7 +171,8 @@ def main() -> None:
         "fig13-draws": maps(swept, args.data, {name: f"draw {k + 1}" for k, name in enumerate(sorted(draws))}),
         "fig11-lambda": maps(swept, args.data, _swept(swept, "lam")),
         "fig12-grid": maps(swept, args.data, _swept(swept, "grid")),
-        "tied": maps(tied, args.data, {name: title(name) for name in ("ssr/mean", "ssr/net")}, filled=0.2),
+        "fig14-variation": maps(swept, args.data, {"ssr/net": "tv 0"} | _swept(swept, "tv")),
+        "tied": maps(tied, args.data, {name: title(name) for name in ("ssr/mean", "ssr/net")}, share=0.2),
     }
     save_figures({name: (figure, args.shards) for name, figure in drawn.items()}, args.out, "fido_grids")
 

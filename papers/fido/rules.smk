@@ -16,12 +16,14 @@ FIDO_TABLES = [
 FIDO_GRIDS = [
     "fig2-7-infills",
     "fig3-holes",
+    "fig4-16-sufficiency",
     "fig6-ssr-sdr",
     "fig9-architectures",
     "baselines",
     "fig13-draws",
     "fig11-lambda",
     "fig12-grid",
+    "fig14-variation",
     "tied",
 ]
 FIDO_PLOTS = [
@@ -141,7 +143,8 @@ for job in FIDO["jobs"]:
             f"{FIDO_BATCHES}/{name}-{{seed}}.cost.json",
         log:
             f"{LOGS}/fido/explain/{name}-{{seed}}.log",
-        priority: 5
+        # what one training seed has alone comes first, since it has the most to measure
+        priority: 6 if fido_seeds(entries) != config["seeds"] else 5
         params:
             src=digest("papers.fido.shards"),
             entries=json.dumps(entries),
@@ -310,6 +313,7 @@ rule fido_tables:
 rule fido_grids:
     input:
         shards=fido_shards(config["seeds"][0]),
+        systems=fido_systems(config["seeds"][0]),
         infillers=fido_infillers(FIDO_ALL),
         splits=[f"{SPLITS}/{world}.parquet" for world in FIDO_ALL],
     output:
@@ -323,12 +327,13 @@ rule fido_grids:
     priority: 2
     params:
         src=digest("papers.fido.grids"),
+        systems=f"{FIDO_SYSTEMS}/{config['seeds'][0]}",
         splits=SPLITS,
         infillers=GENERATORS,
         folder=f"{FIGURES}/fido",
     shell:
-        "python -m papers.fido.grids --shards {input.shards} --splits {params.splits} --infillers {params.infillers}"
-        " --out {params.folder} 2> >(tee {log} >&2)"
+        "python -m papers.fido.grids --shards {input.shards} --systems {params.systems} --splits {params.splits}"
+        " --infillers {params.infillers} --out {params.folder} 2> >(tee {log} >&2)"
 
 
 rule fido_figures:

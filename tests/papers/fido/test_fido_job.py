@@ -325,10 +325,10 @@ def test_the_same_commands_give_the_same_bytes(home, results, tmp_path):
 
 def test_figures_are_drawn(home, results, tmp_path, monkeypatch):
     run(monkeypatch, figures, "--results", results, "--out", tmp_path)
-    run(monkeypatch, grids, "--shards", home / "batches/all-0.safetensors", "--splits", home / "splits", "--infillers",
-        home / "infillers", "--out", tmp_path)  # fmt: skip
+    run(monkeypatch, grids, "--shards", home / "batches/all-0.safetensors", "--systems", home / "systems", "--splits",
+        home / "splits", "--infillers", home / "infillers", "--out", tmp_path)  # fmt: skip
     drawn = {path.stem for path in tmp_path.glob("*.png")}
-    assert drawn == {path.stem for path in tmp_path.glob("*.svg")} and len(drawn) == 14
+    assert drawn == {path.stem for path in tmp_path.glob("*.svg")} and len(drawn) == 16
 
 
 @pytest.mark.parametrize(
