@@ -171,10 +171,10 @@ rule infiller:
         ),
     output:
         f"{GENERATORS}/{{infiller}}.safetensors",
-    wildcard_constraints:
-        infiller="|".join(config["infillers"]),
     log:
         f"{LOGS}/common/generators/{{infiller}}.log",
+    wildcard_constraints:
+        infiller="|".join(config["infillers"]),
     priority: 7
     params:
         src=digest("common.generators.train_infill"),

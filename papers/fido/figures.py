@@ -20,8 +20,8 @@ from papers.fido.names import FILLS, title
 INFILLS = [f"ssr/{fill}" for fill in ("mean", "blur", "random", "local", "vae", "net")]
 CURVES = [*INFILLS, "sdr/net", "bbmp/blur", "bbmp/random", "object", "random"]
 PLACES = {
-    "area": "area of the MAP mask at one λ",
-    "overflow": "MAP mask at one λ, beyond the box",
+    "area": "area of the MAP mask (BBMP: 5 λ)",
+    "overflow": "MAP mask beyond the box",
     "overflow_matched": "top tenth of the pixels, beyond the box",
     "overflow_object_matched": "top tenth, beyond the object",
 }
@@ -81,7 +81,13 @@ def suppression(table: pd.DataFrame) -> plt.Figure:
                     alpha=0.12,
                     lw=0,
                 )
-        axis.set(title=f"judged by {FILLS[fill]}", yscale="log", xlabel="% of the log-odds suppressed", ylabel="pixels")
+        few = here.loc[here["fill"] == fill, "image"].nunique()
+        axis.set(
+            title=f"judge: {FILLS[fill]}, {few} images",
+            yscale="log",
+            xlabel="% of the log-odds suppressed",
+            ylabel="pixels",
+        )
     for axis in axes.flat[len(fills) :]:
         axis.set_axis_off()
     figure.tight_layout()
@@ -93,7 +99,8 @@ def suppression(table: pd.DataFrame) -> plt.Figure:
 def circularity(table: pd.DataFrame) -> plt.Figure:
     """The same as ranks: which map needs the fewest pixels depends on the in-fill that judges."""
     here = main_cell(table)
-    means = here.groupby(["method", "fill"])["pixels"].mean().unstack()
+    by_image = here.groupby(["method", "fill", "image"])["pixels"].mean()
+    means = by_image.groupby(["method", "fill"]).mean().unstack()
     order = [name for name in [*CURVES, "sdr/mean", "bbmp/net", "gradient", "rise", "masker"] if name in means.index]
     columns = [fill for fill in FILLS if fill in means.columns and means[fill].notna().sum() > 6]
     means = means.loc[order, columns]

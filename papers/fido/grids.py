@@ -27,6 +27,7 @@ from papers.fido.pictures import overlay
 from papers.fido.regions import SALIENT, UNBOUNDED
 
 ROWS = 4
+SYMBOLS = {"lam": "λ", "grid": "grid", "tv": "tv"}
 HOLED = (*SEARCHED, "road", "biharmonic", "background")
 
 
@@ -48,7 +49,7 @@ def maps(shard: Shard, data: Path, columns: dict[str, str], *, share: float | No
         line, below = [(picture(image), names[int(shard.source[i])])], [(None, "")]
         for method, text in columns.items():
             drawn, area = cell(shard, method, i, image)
-            line.append((drawn, f"{text}: {area}" if area else text))
+            line.append((drawn, f"{text}\n{area}"))
             batch = shard.batches[method]
             if share is not None:
                 j = batch.strengths.index(share)
@@ -122,7 +123,7 @@ def architectures(shards: list[Shard], data: Path) -> plt.Figure:
         line = [(picture(originals[i]), "image")]
         for name, shard in by_name.items():
             drawn, area = cell(shard, "ssr/net", i, originals[i])
-            line.append((drawn, f"{name}: {area}"))
+            line.append((drawn, f"{name}\n{area}"))
         rows.append(line)
     return image_grid(rows, [""] * len(rows), cell=1.5)
 
@@ -183,11 +184,13 @@ def _settings(name: str) -> set[str]:
 
 
 def _swept(shard: Shard, setting: str) -> dict[str, str]:
-    """The cells of a sweep, with short titles."""
-    names = [name for name in shard.batches if setting in _settings(name)]
+    """The cells of a sweep in order of its values, with short titles."""
+    found = [(name, *name.split("/")) for name in shard.batches if setting in _settings(name)]
+    ordered = sorted(found, key=lambda parts: (parts[1], parts[2], float(parts[3].removeprefix(setting))))
+    kinds = {"ssr": "FIDO", "bbmp": "BBMP"}
     return {
-        name: name.replace("bbmp", "BBMP").replace("ssr", "FIDO").replace(f"/{setting}", f" {setting} ")
-        for name in names
+        name: f"{kinds[method]}, {fill}, {SYMBOLS[setting]} {value.removeprefix(setting)}"
+        for name, method, fill, value in ordered
     }
 
 

@@ -34,7 +34,8 @@ FIDO_PLOTS = [
     "fig15-recovery",
 ]
 FIGURES_OF["fido"] = [
-    f"{FIGURES}/fido/{name}.png" for name in [*FIDO_GRIDS, *FIDO_PLOTS, "photos", "verdicts"]
+    f"{FIGURES}/fido/{name}.png"
+    for name in [*FIDO_GRIDS, *FIDO_PLOTS, "photos", "verdicts"]
 ]
 RESULTS_OF["fido"] = [
     f"{RESULTS}/fido/claims.json",
