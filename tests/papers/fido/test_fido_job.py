@@ -331,6 +331,12 @@ def test_figures_are_drawn(home, results, tmp_path, monkeypatch):
     assert drawn == {path.stem for path in tmp_path.glob("*.svg")} and len(drawn) == 16
 
 
+def test_plots_survive_a_run_in_which_nothing_was_suppressed(results):
+    nothing = pd.read_parquet(results / "suppression.parquet").assign(pixels=np.nan)
+    for figure in (figures.suppression(nothing), figures.circularity(nothing)):
+        figure.draw_without_rendering()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
