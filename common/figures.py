@@ -17,6 +17,7 @@ import seaborn as sns
 from common.files import atomic_path, sha256
 
 if TYPE_CHECKING:  # a second and a half of imports for a figure of numbers
+    import pandas as pd
     from torch import Tensor
 
 ID_SALT = "visual-counterfactuals"
@@ -56,6 +57,11 @@ def save_figures(
     for name, (figure, inputs) in drawn.items():
         made = {"rule": rule, "figure": name, "inputs": {label(path): hashes[path] for path in inputs}}
         save_figure(figure, folder / f"{name}.png", made)
+
+
+def error_bars(found: pd.DataFrame, value: str) -> np.ndarray:
+    """The interval of a `common.tables.summary` column as the 2×N distances that matplotlib's error bars take."""
+    return np.stack([found[value] - found[f"{value}_low"], found[f"{value}_high"] - found[value]]).clip(0)
 
 
 def drawn_rows(n: int, seed: int, count: int) -> list[int]:

@@ -168,18 +168,16 @@ def _facts(path: Path, request: Request) -> dict:
     """What every record says, whatever becomes of the image."""
     packages = ("torch", "torchvision", "timm", "numpy", "pillow")
     about = METHODS[request.method].about
-    named = {} if request.target is None else _class(request.classifier, request.target)
-    return (
-        ({"about": about} if about else {})
-        | ({"target": named} if named else {})
-        | {
-            "image": _text(str(path)),
-            "method": request.method,
-            "classifier": request.classifier.name,
-            "seed": request.seed,
-            "versions": {"python": python_version()} | {package: version(package) for package in packages},
-        }
-    )
+    known = {"about": about} if about else {}
+    if request.target is not None:
+        known["target"] = _class(request.classifier, request.target)
+    return known | {
+        "image": _text(str(path)),
+        "method": request.method,
+        "classifier": request.classifier.name,
+        "seed": request.seed,
+        "versions": {"python": python_version()} | {package: version(package) for package in packages},
+    }
 
 
 def _class(classifier: Classifier, index: int) -> dict:

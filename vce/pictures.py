@@ -3,12 +3,12 @@
 import textwrap
 from pathlib import Path
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from common.files import atomic_path
+from papers.fido.pictures import overlay
 
 MAP_TITLE = "Σ|δ| over the colours"
 
@@ -24,9 +24,7 @@ def draw_saliency(image: Tensor, saliency: Tensor, path: Path) -> None:
     """Write the map H×W in red over the grey image C×H×W as a PNG: the redder, the more a pixel matters."""
     figure = Figure(figsize=(4.4, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(image.mean(0).numpy(), cmap="gray", vmin=-0.3, vmax=1.1)
-    top = float(saliency.max()) or 1.0
-    axes.imshow(torch.ones_like(saliency).numpy(), cmap="Reds", vmin=0, vmax=1.2, alpha=(0.85 * saliency / top).numpy())
+    axes.imshow(overlay(image, saliency))
     axes.axis("off")
     _save(figure, path)
 

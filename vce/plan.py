@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.data.registry import ROOT
@@ -194,12 +195,7 @@ def _disc_passes(rule: str, config: dict) -> int:
             return sum(systems[name]["epochs"] * splits.get(name, splits["faces-old"])["systems"] for name in job)
     for job in disc["jobs"]:
         if rule == rule_of("disc_explain", job):
-            return sum(
-                entry["n"] * _inversion_passes(cell, disc["recipes"][entry["world"]])
-                for group in job
-                for entry in disc["groups"][group]
-                for cell in entry["cells"]
-            )
+            return _job_passes(job, disc, _inversion_passes)
     if rule == "disc_hypotheses":
         return sum(
             entry["n"] * (recipe["fit"] + len(entry["levels"]) * recipe["steer"])
@@ -223,12 +219,7 @@ def _fido_passes(rule: str, config: dict) -> int:
         )
     for job in fido["jobs"]:
         if rule == rule_of("fido_explain", job):
-            return sum(
-                entry["n"] * _map_passes(cell, fido["recipes"][entry["world"]])
-                for group in job
-                for entry in fido["groups"][group]
-                for cell in entry["cells"]
-            )
+            return _job_passes(job, fido, _map_passes)
     if rule == "fido_measure":
         measure = fido["measure"]
         return sum(
@@ -240,6 +231,16 @@ def _fido_passes(rule: str, config: dict) -> int:
         photos = fido["photos"]
         return 2 * len(photos["images"]) * photos["steps"] * photos["masks"]
     return 0
+
+
+def _job_passes(job: list[str], paper: dict, passes: Callable[[dict, dict], int]) -> int:
+    """Passes of all cells of the groups that one job explains; `passes` per image, of a cell with its recipe."""
+    return sum(
+        entry["n"] * passes(cell, paper["recipes"][entry["world"]])
+        for group in job
+        for entry in paper["groups"][group]
+        for cell in entry["cells"]
+    )
 
 
 def _map_passes(cell: dict, recipe: dict) -> int:

@@ -7,12 +7,11 @@ import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 
 from common.errors import one_line_errors
-from common.figures import save_figures, style
+from common.figures import error_bars, save_figures, style
 from common.tables import summary
 
 METHODS = {
@@ -36,8 +35,7 @@ SCORES = {"oracle_share": "share of judges that see the target", "localisation":
 
 def marked(axis: plt.Axes, found: pd.DataFrame, x: str, y: str, **style_of) -> None:
     """Points with the interval of `y` at the mean of `x`."""
-    error = np.stack([found[y] - found[f"{y}_low"], found[f"{y}_high"] - found[y]]).clip(0)
-    axis.errorbar(found[x], found[y], error, capsize=2, lw=1, **style_of)
+    axis.errorbar(found[x], found[y], error_bars(found, y), capsize=2, lw=1, **style_of)
 
 
 def equal_change(cells: pd.DataFrame) -> plt.Figure:
@@ -117,9 +115,9 @@ def realism(cells: pd.DataFrame, kid: pd.DataFrame) -> plt.Figure:
     for method, rows in table.groupby("method"):
         if method in names:
             marker = "s" if method in METHODS else "."
-            error = np.stack([rows["kid"] - rows["kid_low"], rows["kid_high"] - rows["kid"]]).clip(0)
             axis.errorbar(
-                rows["oracle_share"], rows["kid"], error, ls=":", lw=0.8, marker=marker, ms=5, capsize=2,
+                rows["oracle_share"], rows["kid"], error_bars(rows, "kid"), ls=":", lw=0.8, marker=marker, ms=5,
+                capsize=2,
                 color=COLOURS.get(method, "0.65" if method == "nearest-real" else "0.1"), label=names[method],
             )  # fmt: skip
     axis.axhline(0, color="0.5", lw=0.8)

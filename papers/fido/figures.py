@@ -7,15 +7,15 @@ import argparse
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 
 from common.errors import one_line_errors
-from common.figures import save_figures, style
+from common.figures import error_bars, save_figures, style
 from common.tables import summary
 from papers.fido.cells import with_setting
 from papers.fido.names import FILLS, title
+from papers.fido.tables import circularity_table, main_cell
 
 INFILLS = [f"ssr/{fill}" for fill in ("mean", "blur", "random", "local", "vae", "net")]
 CURVES = [*INFILLS, "sdr/net", "bbmp/blur", "bbmp/random", "object", "random"]
@@ -27,17 +27,6 @@ PLACES = {
 }
 
 
-def main_cell(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the explained classifier on `scenes`."""
-    return table[(table["world"] == "scenes") & (table["starts"] == "pairs") & (table["classifier"] == "cnn")]
-
-
-def bars(axis: plt.Axes, found: pd.DataFrame, value: str, names: list[str], **look) -> None:
-    """Horizontal bars with intervals."""
-    error = np.stack([found[value] - found[f"{value}_low"], found[f"{value}_high"] - found[value]]).clip(0)
-    axis.barh(names, found[value], xerr=error, error_kw={"lw": 1}, **look)
-
-
 def overflow(maps: pd.DataFrame) -> plt.Figure:
     """Figure 8: how much of a mask lies outside of the object, at one λ and at one area."""
     order = [*INFILLS, "sdr/mean", "sdr/net", "bbmp/blur", "bbmp/random", "bbmp/net", "rise", "random"]
@@ -46,7 +35,8 @@ def overflow(maps: pd.DataFrame) -> plt.Figure:
     figure, axes = plt.subplots(1, len(PLACES), figsize=(15, 0.32 * len(here) + 1), sharey=True)
     for axis, (metric, text) in zip(axes, PLACES.items(), strict=True):
         colours = ["C0" if name.startswith("ssr") else "C1" if name.startswith("sdr") else "0.6" for name in here.index]
-        bars(axis, here, metric, [title(name) for name in here.index], color=colours)
+        names, error = [title(name) for name in here.index], error_bars(here, metric)
+        axis.barh(names, here[metric], xerr=error, error_kw={"lw": 1}, color=colours)
         axis.set(title=text, xlabel="share", xlim=(0, None))
     axes[0].invert_yaxis()  # the first name on top
     figure.tight_layout()
@@ -100,8 +90,8 @@ def suppression(table: pd.DataFrame) -> plt.Figure:
 def circularity(table: pd.DataFrame) -> plt.Figure:
     """The same as ranks: which map needs the fewest pixels depends on the in-fill that judges."""
     here = main_cell(table)
-    by_image = here.groupby(["method", "fill", "image"])["pixels"].mean()
-    means = by_image.groupby(["method", "fill"]).mean().unstack()
+    means = circularity_table(here).set_index("method").filter(regex="_pixels$")
+    means.columns = means.columns.str.removesuffix("_pixels")
     order = [name for name in [*CURVES, "sdr/mean", "bbmp/net", "gradient", "rise", "masker"] if name in means.index]
     fast = here.groupby("fill")["method"].nunique()  # slow in-fills judge a few maps only
     columns = [fill for fill in FILLS if fast.get(fill, 0) == fast.max()]
@@ -136,7 +126,7 @@ def sweeps(maps: pd.DataFrame) -> plt.Figure:
     for axis, (setting, metric, x, y) in zip(axes, panels, strict=True):
         for base, cell in with_setting(maps, setting).groupby("base"):
             found = summary(cell, ["setting"], [metric])
-            error = np.stack([found[metric] - found[f"{metric}_low"], found[f"{metric}_high"] - found[metric]]).clip(0)
+            error = error_bars(found, metric)
             axis.errorbar(found["setting"], found[metric], error, marker="o", ms=4, capsize=2, lw=1, label=title(base))
         axis.set(xscale="log", xlabel=x, ylabel=y)
         if axis.get_legend_handles_labels()[0]:

@@ -37,11 +37,17 @@ PAPER = {
 }
 
 
+def main_cell(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the explained classifier on `scenes`."""
+    return table[(table["world"] == "scenes") & (table["starts"] == "pairs") & (table["classifier"] == "cnn")]
+
+
 def table_one(maps: pd.DataFrame) -> pd.DataFrame:
     """Localisation error (M3, a share) and Saliency Metric (M4) of the MAP masks, and at the matched area; the paper's
     own values, for the in-painting net those of its CA-GAN, in columns `paper_imagenet_…`."""
-    here = maps[(maps["world"] == "scenes") & (maps["starts"] == "pairs") & (maps["classifier"] == "cnn")]
-    table = summary(here, CELL, ["localisation", "metric", "localisation_matched", "metric_matched", "area", "empty"])
+    table = summary(
+        main_cell(maps), CELL, ["localisation", "metric", "localisation_matched", "metric_matched", "area", "empty"]
+    )
     error, metric = (table["method"].map({name: values[k] for name, values in PAPER.items()}) for k in (0, 1))
     return table.assign(paper_imagenet_localisation=error / 100, paper_imagenet_metric=metric)
 

@@ -15,7 +15,7 @@ import torch
 
 from common.batches import Shard, read_shard
 from common.errors import one_line_errors
-from common.figures import save_figures, style
+from common.figures import error_bars, save_figures, style
 from papers.svce.names import ANCHORS, NAMES, OPTIMISERS, PATHS, THRESHOLDED
 
 
@@ -116,8 +116,7 @@ def sparsity(methods: pd.DataFrame) -> plt.Figure:
             label = f"{world}, {classifier}" + (" (left out: reliance on the class factor < .8)" if cell.empty else "")
             cell = cell.reindex(list(shown))
             y = np.arange(len(shown)) + 0.18 * (k - 1.5)
-            error = np.stack([cell[metric] - cell[f"{metric}_low"], cell[f"{metric}_high"] - cell[metric]]).clip(0)
-            axis.errorbar(cell[metric], y, xerr=error, fmt="o", ms=4, capsize=2, label=label)
+            axis.errorbar(cell[metric], y, xerr=error_bars(cell, metric), fmt="o", ms=4, capsize=2, label=label)
         axis.set(title=title, xlim=(-0.03, 1.03))
     axes[0].set(yticks=range(len(shown)), yticklabels=shown.values())
     axes[0].invert_yaxis()
