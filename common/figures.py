@@ -69,8 +69,11 @@ def drawn_rows(n: int, seed: int, count: int) -> list[int]:
     return sorted(np.random.Generator(np.random.Philox(key=seed)).permutation(n)[:count].tolist())
 
 
-def image_grid(rows: list[list[tuple[np.ndarray, str]]], labels: list[str], cell: float = 1.35) -> plt.Figure:
-    """A grid of (picture, title) cells with a label per row, all in one axes: hundreds of axes take a minute to draw.
+def image_grid(
+    rows: list[list[tuple[np.ndarray, str]]], labels: list[str], cell: float = 1.35, note: str = ""
+) -> plt.Figure:
+    """A grid of (picture, title) cells with a label per row, and a note below, all in one axes: hundreds of axes take a
+    minute to draw.
 
     A picture is H×W×3 in [0, 1], or H×W for a difference map, drawn on its own scale from 0; None leaves a gap.
     """
@@ -89,6 +92,7 @@ def image_grid(rows: list[list[tuple[np.ndarray, str]]], labels: list[str], cell
             axis.text(left + 0.5, bottom + 1.03, title, fontsize=7.5, ha="center", va="bottom", parse_math=False)
     axis.set(xlim=(0, columns * (1 + gap)), ylim=(0, len(rows) * step))
     axis.set_axis_off()
+    figure.text(0, -0.02, note, fontsize=7.5)
     return figure
 
 

@@ -4,6 +4,7 @@ python -m common.verdict_figure --tests T.csv --out F.png
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,24 +16,46 @@ from common.errors import one_line_errors
 from common.figures import save_figure, style
 from common.files import sha256
 
+ROWS = 50  # tests in a column, at most
+
 
 def verdict_figure(tests: pd.DataFrame) -> plt.Figure:
-    """Every test's mean with its interval, coloured by what it decided. Each row has its own scale, from 0 to the
-    farthest of interval and decision line; the numbers stand beside it."""
+    """Every test's mean with its interval, coloured by what it decided, in as many columns as it takes. Each row has
+    its own scale, from 0 to the farthest of interval and decision line; the numbers stand beside it."""
     judged = tests["verdict"].isin(["supported", "contradicted", "inconclusive"]) & (tests["seeds"].fillna("") != "")
     shown = tests[judged & tests["mean"].notna()].reset_index(drop=True)
     numbers = ["mean", "low", "high"]
     shown[numbers] = shown[numbers].mask(shown[numbers].abs() < ROUNDING, 0.0)  # what decides nothing
-    figure, axis = plt.subplots(figsize=(6.5, 0.24 * len(shown) + 1.2))
+    columns = max(1, math.ceil(len(shown) / ROWS))
+    rows = math.ceil(len(shown) / columns)
+    figure, axes = plt.subplots(
+        1, columns, figsize=(2 + 11 * columns, 0.24 * rows + 1.2), squeeze=False, layout="constrained"
+    )
     if shown.empty:
-        axis.set_axis_off()
-        axis.text(0, 0.5, "no test has rows")
+        axes[0, 0].set_axis_off()
+        axes[0, 0].text(0, 0.5, "no test has rows")
         return figure
+    for k, axis in enumerate(axes[0]):
+        _draw(axis, shown[k * rows : (k + 1) * rows].reset_index(drop=True))
+    named = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named, loc="outside upper center", ncols=3, frameon=False)
+    figure.supxlabel(
+        "mean and 95 % interval, each row on its own scale; | marks a bound or margin; * the training seeds disagree;\n"
+        "tests of a maximum are in tests.csv",
+        fontsize=8,
+    )
+    return figure
+
+
+def _draw(axis: plt.Axes, shown: pd.DataFrame) -> None:
+    """The tests of one column."""
     y = np.arange(len(shown))
     scale = shown[["low", "high", "line"]].abs().max(axis=1).clip(lower=1e-12)
     low, mean, high, line = (shown[name] / scale for name in ("low", "mean", "high", "line"))
     for verdict, colour in {"supported": "C2", "contradicted": "C3", "inconclusive": "C7"}.items():
         rows = shown["verdict"] == verdict
+        if not rows.any():
+            continue
         error = np.stack([mean - low, high - mean]).clip(0)[:, rows]
         axis.errorbar(mean[rows], y[rows], xerr=error, fmt="o", ms=4, capsize=2.5, color=colour, label=verdict)
     axis.axvline(0, color="0.3", lw=0.8)
@@ -51,13 +74,6 @@ def verdict_figure(tests: pd.DataFrame) -> plt.Figure:
             (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=7,
         )  # fmt: skip
     axis.grid(axis="x", visible=False)
-    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
-    axis.set_xlabel(
-        "mean and 95 % interval, each row on its own scale; | marks a bound or margin; * the training seeds disagree;\n"
-        "tests of a maximum are in tests.csv",
-        fontsize=8,
-    )
-    return figure
 
 
 @one_line_errors

@@ -217,16 +217,16 @@ def _fido_passes(rule: str, config: dict) -> int:
             for world, kinds in fido["classifiers"].items()
             for recipe in kinds.values()
         )
+    suppress = fido["measure"]["suppress"]
     for job in fido["jobs"]:
         if rule == rule_of("fido_explain", job):
             return _job_passes(job, fido, _map_passes)
-    if rule == "fido_measure":
-        measure = fido["measure"]
-        return sum(
-            entry["n"] * len(entry["cells"]) * (CURVE * len(measure["suppress"].get(entry["starts"], [])) + MAP_PASSES)
-            for entries in fido["groups"].values()
-            for entry in entries
-        )
+        if rule == rule_of("fido_measure", job):
+            return sum(
+                entry["n"] * len(entry["cells"]) * (CURVE * len(suppress.get(entry["starts"], [])) + MAP_PASSES)
+                for group in job
+                for entry in fido["groups"][group]
+            )
     if rule == "fido_photos":
         photos = fido["photos"]
         return 2 * len(photos["images"]) * photos["steps"] * photos["masks"]

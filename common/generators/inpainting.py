@@ -272,11 +272,15 @@ def train_infill(images: Tensor, recipe: Recipe, seed: int, progress: Callable[[
     return network.eval().requires_grad_(False)
 
 
+def hidden_error(filled: Tensor, images: Tensor, keep: Tensor) -> Tensor:
+    """N×M mean absolute errors of N×M×C×H×W in-fills at the pixels that N×M×H×W masks hide; 0 where none is."""
+    error, hidden = (filled - images[:, None]).abs().mean(2), 1 - keep
+    return (error * hidden).sum((2, 3)) / hidden.sum((2, 3)).clamp_min(1)
+
+
 def held_out(infill: Infill, images: Tensor, keep: Tensor, rng: Streams) -> float:
-    """Mean absolute error at hidden pixels, averaged over each mask and then over the N×M masks `keep`."""
-    error = (infill(images, keep, rng) - images[:, None]).abs().mean(2)
-    hidden = 1 - keep
-    return ((error * hidden).sum((2, 3)) / hidden.sum((2, 3)).clamp_min(1)).mean().item()
+    """Mean error at hidden pixels, over the N×M masks `keep`."""
+    return hidden_error(infill(images, keep, rng), images, keep).mean().item()
 
 
 def save_infill(network: UNet, path: Path, facts: dict) -> None:

@@ -44,9 +44,8 @@ def grid(
             line.append(with_maximum(difference_map(image, reconstructed[i])))
         rows.append(line)
         labels.append(f"→ {names[int(first.target[i])]}")
-    figure = image_grid(rows, labels, cell=1.25)
-    figure.text(0, -0.02, f"pairs drawn at random, seed {seed}; training seed {first.seed}", fontsize=7.5)
-    return figure
+    note = f"pairs drawn at random, seed {seed}; training seed {first.seed}"
+    return image_grid(rows, labels, cell=1.25, note=note)
 
 
 def latent_map(systems: Systems, images: datasets.Images, target: int, classes: list[int]) -> plt.Figure:

@@ -60,12 +60,10 @@ def comparison(shard: Shard, data: Path, columns: dict[str, str], level: float, 
         if maps:
             rows.append(below)
             labels.append("change")
-    figure = image_grid(rows, labels, cell=1.55)
-    text = f"queries drawn at random, seed {seed}; training seed {shard.seed}; τ = {level:g}"
+    note = f"queries drawn at random, seed {seed}; training seed {shard.seed}; τ = {level:g}"
     if maps:
-        text += "; maps: change of the query, or, with a prior, of what it drew before it was steered"
-    figure.text(0, -0.02, text, fontsize=7.5)
-    return figure
+        note += "; maps: change of the query, or, with a prior, of what it drew before it was steered"
+    return image_grid(rows, labels, cell=1.55, note=note)
 
 
 def iterates(shard: Shard, data: Path, methods: tuple[str, ...], seed: int) -> plt.Figure:
@@ -82,9 +80,8 @@ def iterates(shard: Shard, data: Path, methods: tuple[str, ...], seed: int) -> p
                 line.append(with_maximum(difference_map(batch.images[i, j], batch.reference[i])))
             rows.append(line)
             labels.append(method)
-    figure = image_grid(rows, labels, cell=1.4)
-    figure.text(0, -0.02, f"maps: change of what the prior drew; drawn at random, seed {seed}", fontsize=7.5)
-    return figure
+    note = f"maps: change of what the prior drew; drawn at random, seed {seed}"
+    return image_grid(rows, labels, cell=1.4, note=note)
 
 
 def ages(found: Hypotheses, data: Path, seed: int) -> plt.Figure:
@@ -99,9 +96,8 @@ def ages(found: Hypotheses, data: Path, seed: int) -> plt.Figure:
             line.append((picture(found.images[i, j]), f"asked {asked:.2f}: {got:.2f}"))
             line.append(with_maximum(difference_map(found.images[i, j], originals[i])))
         rows.append(line)
-    figure = image_grid(rows, [""] * len(rows), cell=1.4)
-    figure.text(0, -0.02, f"depth of wrinkles as the regressor reads it; drawn at random, seed {seed}", fontsize=7.5)
-    return figure
+    note = f"depth of wrinkles as the regressor reads it; drawn at random, seed {seed}"
+    return image_grid(rows, [""] * len(rows), cell=1.4, note=note)
 
 
 @one_line_errors

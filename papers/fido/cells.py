@@ -14,10 +14,14 @@ from common.errors import one_line_errors
 from common.files import atomic_path
 from common.measure import judged
 from common.results import COLUMNS, write_rows
+from common.scales import parse_recipe
 from common.tables import cost_table
+from papers.fido.names import parse_name
+from papers.fido.recipe import Recipe, sweep
 
 KEYS = ["world", "starts", "classifier", "seed", "image", "stratum"]
 LEARNED = ("net", "vae")
+SWEPT = ("lam", "grid", "tv")  # settings
 OVERFLOWS = ["overflow", "overflow_object", "overflow_matched", "overflow_object_matched"]
 ENOUGH = 0.9  # of p(x), that a sufficient mask keeps
 FIVE_FOLD = (2.5, 10.0)  # times FIDO's λ: what still counts as about five times
@@ -27,7 +31,9 @@ LOST = 0.1  # accuracy that a classifier may lose on in-filled images
 def with_gaps(maps: pd.DataFrame) -> pd.DataFrame:
     """The maps with rows `gap/FILL`: how much more of SDR's mask than of SSR's lies outside, per image (C1)."""
     indexed, gaps = maps.set_index([*KEYS, "method"])[OVERFLOWS], []
-    for fill in sorted({name.split("/")[1] for name in maps["method"] if name.count("/") == 1 and name[:4] == "sdr/"}):
+    for fill in sorted(
+        {fill for method, fill, replaced in map(parse_name, set(maps["method"])) if method == "sdr" and not replaced}
+    ):
         sdr, ssr = (indexed.xs(f"{objective}/{fill}", level="method") for objective in ("sdr", "ssr"))
         gaps.append((sdr - ssr).dropna(how="all").reset_index().assign(method=f"gap/{fill}", strength=0.0))
     return pd.concat([maps, *gaps], ignore_index=True)
@@ -44,29 +50,32 @@ def with_sufficiency(maps: pd.DataFrame) -> pd.DataFrame:
     return maps.assign(**found)
 
 
-def with_setting(maps: pd.DataFrame, setting: str) -> pd.DataFrame:
-    """The maps of a sweep: cells METHOD/FILL/SETTINGvalue as METHOD/FILL with the value in a column `setting`."""
-    parts = maps["method"].str.extract(rf"^([a-z-]+/[a-z]+)/{setting}([0-9.e-]+)$")
-    swept = maps[parts[0].notna()].assign(base=parts[0], setting=parts[1].astype(float))
-    return swept.sort_values([*KEYS, "base", "setting"])
+def sweeps(maps: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
+    """The maps of the sweeps: cells METHOD/FILL/SETTINGvalue as `method` METHOD/FILL with `setting` and `value`, the
+    recipe's own value among them."""
+    here, parts = maps[maps["starts"] == "sweeps"], []
+    for setting in SWEPT:
+        for name, (base, value) in sweep(here["method"].unique(), setting, recipe).items():
+            parts.append(here[here["method"] == name].assign(method=base, setting=setting, value=value))
+    return pd.concat(parts, ignore_index=True) if parts else here.assign(setting="", value=np.nan)
 
 
-def trends(maps: pd.DataFrame, recipe: dict) -> pd.DataFrame:
+def trends(swept: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
     """What a sweep says per image: `slope`, how much the overflow beyond the object rises from one mask grid to one of
     twice as many cells per side (C9); `ratio`, how many times FIDO's λ BBMP needs for a mask of as many pixels, no
     number where its sweep has no such mask, and whether that is about `five_fold`, which no number is not (C10)."""
     found = []
-    for base, cell in with_setting(maps, "grid").groupby("base"):
-        table = cell.pivot(index=KEYS, columns="setting", values="overflow_object_matched")
+    for base, cell in swept[swept["setting"] == "grid"].groupby("method"):
+        table = cell.pivot(index=KEYS, columns="value", values="overflow_object_matched")
         x = np.log2(table.columns.to_numpy(float))
         slope = table.to_numpy() @ (x - x.mean()) / ((x - x.mean()) ** 2).sum()
         found.append(table.index.to_frame(index=False).assign(method=base, trend="grid", slope=slope))
     areas = {
-        base: cell.pivot(index=KEYS, columns="setting", values="area")
-        for base, cell in with_setting(maps, "lam").groupby("base")
+        base: cell.pivot(index=KEYS, columns="value", values="area")
+        for base, cell in swept[swept["setting"] == "lam"].groupby("method")
     }
     if "ssr/net" in areas:
-        fido, lam = areas.pop("ssr/net"), recipe["search"]["lam"]
+        fido, lam = areas.pop("ssr/net"), recipe.search["lam"]
         wanted = fido.iloc[:, np.abs(np.log(fido.columns / lam)).argmin()]
         for base, table in areas.items():
             ratio = np.array([lam_at(table.loc[key], area) / lam for key, area in wanted.items()])
@@ -112,7 +121,7 @@ def together(folders: list[Path], name: str) -> pd.DataFrame:
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measured", type=Path, nargs="+", required=True, help="a folder per training seed")
+    parser.add_argument("--measured", type=Path, nargs="+", required=True, help="a folder per file of shards")
     parser.add_argument("--likeness", type=Path, required=True, help="how alike maps are")
     parser.add_argument("--costs", type=Path, nargs="+", required=True, help="what each file of shards cost")
     parser.add_argument("--recipe", type=json.loads, required=True, help="JSON: the settings that cells share")
@@ -129,12 +138,15 @@ def main() -> None:
     facts = pd.concat([net, both, reliance], axis=1).reset_index()
     maps = with_sufficiency(maps)
     suppression["pixels"] = suppression["pixels"].where(suppression["stratum"] == "correct")
+    recipe = parse_recipe(Recipe, args.recipe)
+    swept = sweeps(maps, recipe)
     outputs = {
         "maps": with_gaps(maps),
         "suppression": suppression,
         "recovery": recovery,
         "likeness": pd.read_parquet(args.likeness),
-        "trends": trends(maps, args.recipe),
+        "sweeps": swept,
+        "trends": trends(swept, recipe),
     }
     for name, table in outputs.items():
         with atomic_path(args.out / f"{name}.parquet") as temporary:

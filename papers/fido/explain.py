@@ -27,6 +27,12 @@ def class_score(classifier: nn.Module, c: Tensor) -> Score:
     return score
 
 
+@torch.no_grad()
+def runner_up(classifier: nn.Module, images: Tensor, c: Tensor) -> Tensor:
+    """The likeliest class of N images but their own N classes c: what an untargeted path is recorded towards."""
+    return classifier(images).scatter(1, c[:, None], -torch.inf).argmax(1)
+
+
 def chunks(n: int, masks: int, pixels: int) -> list[slice]:
     """Slices of n images so that images × masks of a pass fit the cache."""
     size = max(1, PIXELS // (masks * pixels))

@@ -13,7 +13,6 @@ import seaborn as sns
 from common.errors import one_line_errors
 from common.figures import error_bars, save_figures, style
 from common.tables import summary
-from papers.fido.cells import with_setting
 from papers.fido.names import FILLS, title
 from papers.fido.tables import circularity_table, main_cell
 
@@ -48,13 +47,13 @@ def suppression(table: pd.DataFrame) -> plt.Figure:
     here = main_cell(table)
     fills = [fill for fill in FILLS if (here["fill"] == fill).any()]
     figure, axes = plt.subplots(2, -(-len(fills) // 2), figsize=(3.6 * -(-len(fills) // 2), 6.6), squeeze=False)
-    colours = dict(zip(CURVES, [*sns.color_palette("colorblind", 10), (0.5, 0.5, 0.5)], strict=True))
+    colours = dict(zip(CURVES, [*sns.color_palette("colorblind", 10), "black"], strict=True))
     for axis, fill in zip(axes.flat, fills, strict=False):
         for method in CURVES:
             cell = here[(here["fill"] == fill) & (here["method"] == method)]
             if len(cell):
                 found = summary(cell, ["strength"], ["pixels"])
-                look = "-" if method.startswith("ssr") else "--"
+                look = "-" if method.startswith("ssr") else ":" if method == "random" else "--"
                 axis.plot(
                     100 * found["strength"],
                     found["pixels"],
@@ -114,7 +113,7 @@ def circularity(table: pd.DataFrame) -> plt.Figure:
     return figure
 
 
-def sweeps(maps: pd.DataFrame) -> plt.Figure:
+def sweeps(table: pd.DataFrame) -> plt.Figure:
     """Figures 11, 12 and 14 as numbers: area and overflow against λ, the mask grid and the weight of TV."""
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.4))
     panels = [
@@ -123,15 +122,20 @@ def sweeps(maps: pd.DataFrame) -> plt.Figure:
         ("grid", "overflow_object_matched", "cells per side", "top tenth beyond the object"),
         ("tv", "overflow_object_matched", "weight of total variation", "top tenth beyond the object"),
     ]
+    bases = list(dict.fromkeys(table["method"]))
     for axis, (setting, metric, x, y) in zip(axes, panels, strict=True):
-        for base, cell in with_setting(maps, setting).groupby("base"):
-            found = summary(cell, ["setting"], [metric])
-            error = error_bars(found, metric)
-            axis.errorbar(found["setting"], found[metric], error, marker="o", ms=4, capsize=2, lw=1, label=title(base))
-        axis.set(xscale="log", xlabel=x, ylabel=y)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7)
+        here = table[table["setting"] == setting]
+        values = sorted(here["value"].unique())
+        for base, cell in here.groupby("method", sort=False):
+            found = summary(cell, ["value"], [metric])
+            places = found["value"].map(values.index)  # evenly spaced, whatever the values: one of them may be 0
+            look = {"marker": "o", "ms": 4, "capsize": 2, "lw": 1, "color": f"C{bases.index(base)}"}
+            axis.errorbar(places, found[metric], error_bars(found, metric), label=title(base), **look)
+        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axis.set(xlabel=x, ylabel=y)
     figure.tight_layout()
+    drawn = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(drawn.values(), drawn, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, fontsize=8)
     return figure
 
 
@@ -144,8 +148,12 @@ def recovery(table: pd.DataFrame) -> plt.Figure:
     for axis, (kind, text) in zip(axes, kinds.items(), strict=True):
         cell = here[here["kind"] == kind].groupby(["method", "image"])["probability"].mean().reset_index()
         sns.boxplot(cell, x="method", y="probability", order=order, ax=axis, color="C0", fliersize=2, linewidth=0.8)
-        axis.set(title=text, xlabel="", ylabel="p(c), mean over masks and seeds")
-        axis.set_xticks(range(len(order)), [FILLS[fill] for fill in order], rotation=35, ha="right")
+        images = cell.groupby("method")["image"].nunique()
+        names = [
+            FILLS[fill] if images[fill] == images.max() else f"{FILLS[fill]} (n = {images[fill]})" for fill in order
+        ]
+        axis.set(title=f"{text}; n = {images.max()}", xlabel="", ylabel="p(c), mean over masks and seeds")
+        axis.set_xticks(range(len(order)), names, rotation=35, ha="right")
     figure.tight_layout()
     return figure
 
@@ -157,13 +165,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of NAME.png and NAME.svg")
     args = parser.parse_args()
     style()
-    files = {name: args.results / f"{name}.parquet" for name in ("maps", "suppression", "recovery")}
+    files = {name: args.results / f"{name}.parquet" for name in ("maps", "suppression", "recovery", "sweeps")}
     tables = {name: pd.read_parquet(path) for name, path in files.items()}
     drawn = {
         "fig8-overflow": (overflow(tables["maps"]), [files["maps"]]),
         "fig10-suppression": (suppression(tables["suppression"]), [files["suppression"]]),
         "circularity": (circularity(tables["suppression"]), [files["suppression"]]),
-        "fig11-12-14-sweeps": (sweeps(tables["maps"]), [files["maps"]]),
+        "fig11-12-14-sweeps": (sweeps(tables["sweeps"]), [files["sweeps"]]),
         "fig15-recovery": (recovery(tables["recovery"]), [files["recovery"]]),
     }
     save_figures(drawn, args.out, "fido_figures")

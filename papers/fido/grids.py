@@ -5,6 +5,7 @@ python -m papers.fido.grids --shards F... --systems DIR --splits DIR --infillers
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,14 +21,16 @@ from common.data import datasets
 from common.errors import one_line_errors
 from common.explain import Streams
 from common.figures import drawn_rows, image_grid, picture, save_figures, style
+from common.scales import parse_recipe
 from papers.fido.fills import SEARCHED, Fills
 from papers.fido.metrics import filled
-from papers.fido.names import FILLS, title
+from papers.fido.names import FILLS, parse_name, title
 from papers.fido.pictures import overlay
+from papers.fido.recipe import Recipe, sweep
 from papers.fido.regions import SALIENT, UNBOUNDED
 
 ROWS = 4
-SYMBOLS = {"lam": "λ", "grid": "grid", "tv": "tv"}
+SYMBOLS = {"lam": "λ", "grid": "grid", "tv": "tv", "draw": "draw"}
 HOLED = (*SEARCHED, "road", "biharmonic", "background")
 
 
@@ -60,9 +63,11 @@ def maps(shard: Shard, data: Path, columns: dict[str, str], *, share: float | No
         if share is not None:
             rows.append(below)
             labels.append(f"top {100 * share:.0f} % in-filled")
-    figure = image_grid(rows, labels, cell=1.5)
-    figure.text(0, -0.02, f"images drawn at random, seed {seed}; share: pixels of the MAP mask, map > .5", fontsize=7.5)
-    return figure
+    return image_grid(rows, labels, cell=1.5, note=f"{_drawn(shard)}; share: pixels of the MAP mask, map > .5")
+
+
+def _drawn(shard: Shard) -> str:
+    return f"{shard.world}: images drawn at random, seed {shard.seed}"
 
 
 @torch.no_grad()
@@ -89,7 +94,7 @@ def holes(shard: Shard, data: Path, fills: Fills, classifier: Classifier) -> plt
                 line.append((picture(closed), f"{FILLS[name]}\n{read(classifier, closed, shard.source[i])}"))
             rows.append(line)
             labels.append(label)
-    return image_grid(rows, labels, cell=1.35)
+    return image_grid(rows, labels, cell=1.35, note=f"{_drawn(shard)}; classifier {shard.classifier}")
 
 
 def sufficiency(shard: Shard, data: Path, fills: Fills, classifier: Classifier) -> plt.Figure:
@@ -109,7 +114,8 @@ def sufficiency(shard: Shard, data: Path, fills: Fills, classifier: Classifier) 
             line.append((picture(torch.where(mask > 0, image[0], 0.0)), f"{name}\nkeeps {100 * mask.mean():.0f} %"))
             line.append((picture(kept), f"rest in-filled\n{read(classifier, kept, shard.source[i])}"))
         rows.append(line)
-    return image_grid(rows, [""] * len(rows), cell=1.35)
+    note = f"{_drawn(shard)}; kept: what of the image the MAP mask keeps, map > .5"
+    return image_grid(rows, [""] * len(rows), cell=1.35, note=note)
 
 
 def architectures(shards: list[Shard], data: Path) -> plt.Figure:
@@ -125,7 +131,18 @@ def architectures(shards: list[Shard], data: Path) -> plt.Figure:
             drawn, area = cell(shard, "ssr/net", i, originals[i])
             line.append((drawn, f"{name}\n{area}"))
         rows.append(line)
-    return image_grid(rows, [""] * len(rows), cell=1.5)
+    note = f"{_drawn(first)}; {title('ssr/net')}; share: pixels of the MAP mask, map > .5"
+    return image_grid(rows, [""] * len(rows), cell=1.5, note=note)
+
+
+def swept_cells(shard: Shard, setting: str, recipe: Recipe) -> dict[str, str]:
+    """The cells of a sweep in order of its values, with short titles."""
+    kinds = {"ssr": "FIDO", "bbmp": "BBMP"}
+    titles = {}
+    for name, (base, value) in sweep(shard.batches, setting, recipe).items():
+        method, fill, _ = parse_name(base)
+        titles[name] = f"{kinds[method]}, {fill}, {SYMBOLS[setting]} {value:g}"
+    return titles
 
 
 @one_line_errors
@@ -135,6 +152,7 @@ def main() -> None:
     parser.add_argument("--systems", type=Path, required=True, help="folder of the classifiers of this seed")
     parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
     parser.add_argument("--infillers", type=Path, required=True, help="folder of the learned in-fillers")
+    parser.add_argument("--recipe", type=json.loads, required=True, help="JSON: the settings that cells share")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
     parser.add_argument("--out", type=Path, required=True, help="folder of NAME.png and NAME.svg")
     args = parser.parse_args()
@@ -147,9 +165,7 @@ def main() -> None:
     table = pd.read_parquet(args.splits / "scenes.parquet")
     classifier = load_checkpoint(args.systems / "scenes-cnn.safetensors")
     fills = Fills.of("scenes", datasets.load("scenes", table, "systems", args.data), args.infillers)
-    draws = [
-        name for name in swept.batches if name.startswith("ssr/net") and not {"lam", "grid", "tv"} & _settings(name)
-    ]
+    recipe = parse_recipe(Recipe, args.recipe)
     drawn = {
         "fig2-7-infills": maps(main_shard, args.data, {f"ssr/{fill}": FILLS[fill] for fill in SEARCHED}, share=0.2),
         "fig3-holes": holes(main_shard, args.data, fills, classifier),
@@ -169,29 +185,13 @@ def main() -> None:
                 for name in ("ssr/net", "bbmp/blur", "bbmp/net", "gradient", "rise", "extremal", "masker")
             },
         ),
-        "fig13-draws": maps(swept, args.data, {name: f"draw {k + 1}" for k, name in enumerate(sorted(draws))}),
-        "fig11-lambda": maps(swept, args.data, _swept(swept, "lam")),
-        "fig12-grid": maps(swept, args.data, _swept(swept, "grid")),
-        "fig14-variation": maps(swept, args.data, {"ssr/net": "tv 0"} | _swept(swept, "tv")),
+        "fig13-draws": maps(swept, args.data, swept_cells(swept, "draw", recipe)),
+        "fig11-lambda": maps(swept, args.data, swept_cells(swept, "lam", recipe)),
+        "fig12-grid": maps(swept, args.data, swept_cells(swept, "grid", recipe)),
+        "fig14-variation": maps(swept, args.data, swept_cells(swept, "tv", recipe)),
         "tied": maps(tied, args.data, {name: title(name) for name in ("ssr/mean", "ssr/net")}, share=0.2),
     }
     save_figures({name: (figure, args.shards) for name, figure in drawn.items()}, args.out, "fido_grids")
-
-
-def _settings(name: str) -> set[str]:
-    """The names of the settings in a cell's name."""
-    return {part.rstrip("0123456789.e-") for part in name.split("/")[2:]}
-
-
-def _swept(shard: Shard, setting: str) -> dict[str, str]:
-    """The cells of a sweep in order of its values, with short titles."""
-    found = [(name, *name.split("/")) for name in shard.batches if setting in _settings(name)]
-    ordered = sorted(found, key=lambda parts: (parts[1], parts[2], float(parts[3].removeprefix(setting))))
-    kinds = {"ssr": "FIDO", "bbmp": "BBMP"}
-    return {
-        name: f"{kinds[method]}, {fill}, {SYMBOLS[setting]} {value.removeprefix(setting)}"
-        for name, method, fill, value in ordered
-    }
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from common.batches import Shard, read_shards
 from common.errors import one_line_errors
 from common.files import atomic_path
 from papers.fido.metrics import spearman_across
-from papers.fido.names import OBJECTIVES
+from papers.fido.names import OBJECTIVES, cell_name, parse_name
 
 EXPLAINED, OTHER = "cnn", "residual"  # of two architectures
 
@@ -26,8 +26,17 @@ def likeness(shards: list[Shard]) -> pd.DataFrame:
     floor. The images are the first, as many as every shard of the world explains."""
     lines = []
     for shard in shards:
-        for base in sorted({name.rsplit("/draw", 1)[0] for name in shard.batches if "/draw" in name}):
-            maps = [batch.saliency for name, batch in shard.batches.items() if name.rsplit("/draw", 1)[0] == base]
+        parsed = {name: parse_name(name) for name in shard.batches}
+        for method, fill in sorted(
+            {(method, fill) for method, fill, replaced in parsed.values() if "draw" in replaced}
+        ):
+            base = cell_name(method, fill)
+            drawn = [
+                name
+                for name, (*cell, replaced) in parsed.items()
+                if cell == [method, fill] and set(replaced) <= {"draw"}
+            ]
+            maps = [shard.batches[name].saliency for name in drawn]
             lines += [
                 lines_of(shard, base, "draws", maps),
                 lines_of(shard, base, "images", [maps[0], maps[0].roll(1, 0)]),
@@ -40,7 +49,7 @@ def likeness(shards: list[Shard]) -> pd.DataFrame:
         other = {one.classifier, two.classifier} == {EXPLAINED, OTHER} and one.seed == two.seed
         n = min(len(shard.ids) for shard in pairs if shard.world == one.world)
         for name in one.batches:
-            if (same or other) and name in two.batches and name.split("/")[0] in OBJECTIVES:
+            if (same or other) and name in two.batches and parse_name(name)[0] in OBJECTIVES:
                 maps = [part.batches[name].saliency[:n] for part in (one, two)]
                 lines.append(lines_of(one, name, "seeds" if same else "architectures", maps))
     found = pd.concat(lines, ignore_index=True)

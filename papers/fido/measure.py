@@ -1,8 +1,8 @@
-"""Job: measure the maps of one training seed: rows of the long table, what every map is worth (M1, M3, M4, M6), how few
+"""Job: measure the maps of a file of shards: rows of the long table, what every map is worth (M1, M3, M4, M6), how few
 pixels suppress the class under each evaluating in-fill (M2), what each in-fill restores (M5), and the judges beside the
 classifier.
 
-python -m papers.fido.measure --shards F... --settings '{...}' --systems DIR --infillers DIR --splits DIR --oracles DIR
+python -m papers.fido.measure --shards F --settings '{...}' --systems DIR --infillers DIR --splits DIR --oracles DIR
     --out DIR
 """
 
@@ -26,7 +26,7 @@ from common.data import datasets
 from common.errors import VceError, one_line_errors
 from common.explain import CounterfactualBatch, Streams
 from common.files import atomic_path
-from common.generators.inpainting import BLOCK_DRAWS, block_masks
+from common.generators.inpainting import BLOCK_DRAWS, block_masks, hidden_error
 from common.measure import judge_accuracy, measure_shard, oracle_gate
 from common.progress import Progress
 from common.results import PANEL
@@ -77,9 +77,9 @@ class Explained:
         return regions.bounding_boxes(self.images.masks > 0.5)
 
     @functools.cached_property
-    def confidence(self) -> Tensor:
-        """p(c) of the originals, N."""
-        return torch.sigmoid(self.log_odds(self.logits(self.images.images[:, None]))[:, 0])
+    def original(self) -> Tensor:
+        """N×1×K logits of the originals."""
+        return self.logits(self.images.images[:, None])
 
     @torch.no_grad()
     def filled(self, keep: Tensor, fill: str) -> Tensor:
@@ -129,7 +129,7 @@ def map_metrics(name: str, shown: Tensor, rank: Tensor, here: Explained) -> dict
         "full": (mask.flatten(1).mean(1) == 1).float(),
         "pointing": metrics.pointing(rank, objects),
         "place": metrics.average_precision(rank, objects),
-        "original": here.confidence,
+        "original": torch.sigmoid(here.log_odds(here.original))[:, 0],
     }
     for suffix, chosen in (("", mask), ("_matched", top)):
         boxes = regions.bounding_boxes(chosen > 0)
@@ -155,10 +155,10 @@ def map_metrics(name: str, shown: Tensor, rank: Tensor, here: Explained) -> dict
 
 def deletion_scores(rank: Tensor, here: Explained, fill: str, counts: Tensor) -> Tensor:
     """s_k, N×K: the log-odds after the first k pixels in order of N×H×W `rank` are dropped and in-filled afresh, for K
-    `counts`, the last of them all; whatever a map was optimised for."""
+    `counts`, from none to all of them; whatever a map was optimised for."""
     if counts[-1] != rank[0].numel():
         raise VceError(f"suppression: made for images of {counts[-1]} pixels, not {rank[0].numel()}; mend COUNTS")
-    return here.scores(regions.without_top(rank, counts), fill)
+    return torch.cat([here.log_odds(here.original), here.scores(regions.without_top(rank, counts[1:]), fill)], 1)
 
 
 def perturbation_curves(rank: Tensor, here: Explained, deleted: Tensor) -> dict[str, Tensor]:
@@ -183,7 +183,6 @@ def recovery(here: Explained, fill: str, draws: int) -> Iterator[tuple[str, dict
     """M5: by kind of random mask, p(c) after in-filling (`probability`, mean over masks, and `median`), whether the
     image is still predicted correctly, and was before, and the mean error of the in-fill at hidden pixels."""
     x, labels, size = here.images.images, here.images.labels, tuple(here.images.masks.shape[1:])
-    original = (here.logits(x[:, None]).argmax(2)[:, 0] == labels).float()
     blocks = here.rng.uniform((DRAWS, BLOCK_DRAWS), "block mask").flatten(0, 1)
     masks = {
         "iid": (here.rng.uniform((DRAWS, *size), "iid mask") < 0.5).float(),
@@ -192,17 +191,16 @@ def recovery(here: Explained, fill: str, draws: int) -> Iterator[tuple[str, dict
     for kind, all_masks in masks.items():
         keep = all_masks[:, :draws]
         filled = here.filled(keep, fill)
-        logits, error = here.logits(filled), (filled - x[:, None]).abs().mean(2)
+        logits = here.logits(filled)
         p, correct = torch.sigmoid(here.log_odds(logits)), (logits.argmax(2) == labels[:, None]).float()
-        hidden = ((error * (1 - keep)).sum((2, 3)) / (1 - keep).sum((2, 3))).mean(1)
         yield (
             kind,
             {
                 "probability": p.mean(1),
                 "median": p.median(1).values,
                 "correct": correct.mean(1),
-                "correct_original": original,
-                "error": hidden,
+                "correct_original": (here.original.argmax(2)[:, 0] == labels).float(),
+                "error": hidden_error(filled, x, keep).mean(1),
             },
         )
 
@@ -253,7 +251,7 @@ def measured_shard(shard: Shard, here: Explained, settings: Settings) -> dict[st
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, nargs="+", required=True, help="those of one training seed")
+    parser.add_argument("--shards", type=Path, required=True, help="a file of shards")
     parser.add_argument("--settings", type=json.loads, required=True, help="JSON: which in-fills evaluate what")
     parser.add_argument("--systems", type=Path, required=True, help="folder of the classifiers of this seed")
     parser.add_argument("--infillers", type=Path, required=True, help="folder of the learned in-fillers")
@@ -265,7 +263,7 @@ def main() -> None:
     args = parser.parse_args()
     settings = parse_recipe(Settings, args.settings)
     panel = Panel.load({judge: args.oracles / f"{args.panel}-{judge}.safetensors" for judge in PANEL})
-    shards = [shard for path in args.shards for shard in read_shards(path)]
+    shards = read_shards(args.shards)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in ("rows", "maps", "suppression", "recovery", "gate")}
     with Progress("measure", total=len(shards), unit="shards") as progress:
         for shard in shards:

@@ -1,4 +1,6 @@
-"""What cells are called in tables and figures. Imports no torch: the workflow reads it."""
+"""What cells are called in tables and figures."""
+
+import re
 
 FILLS = {
     "mean": "Mean",
@@ -33,6 +35,15 @@ def cell_name(method: str, fill: str = "", **settings: float | None) -> str:
     """ssr/net, and what differs from the recipe: ssr/net/lam0.05."""
     parts = [method, fill, *(f"{SETTINGS[key]}{value:g}" for key, value in settings.items() if value is not None)]
     return "/".join(part for part in parts if part)
+
+
+def parse_name(name: str) -> tuple[str, str, dict[str, float]]:
+    """Method, in-fill and settings of a cell's name: the inverse of `cell_name`."""
+    method, *rest = name.split("/")
+    parts = [re.fullmatch(r"([a-z]+)([-+.e0-9]*)", part).groups() for part in rest]
+    keys = {short: key for key, short in SETTINGS.items()}
+    settings = {keys[word]: float(value) for word, value in parts if value}
+    return method, "".join(word for word, value in parts if not value), settings
 
 
 def title(name: str) -> str:

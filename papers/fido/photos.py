@@ -20,7 +20,7 @@ from common.explain import Streams
 from common.figures import image_grid, picture, save_figure, style
 from common.files import sha256
 from common.progress import Progress
-from papers.fido.explain import explain, short_schedule
+from papers.fido.explain import explain, runner_up, short_schedule
 from papers.fido.pictures import overlay
 
 CLASSIFIER = "imagenet/efficientnet-lite0"
@@ -34,13 +34,13 @@ def photo_grid(classifier: nn.Module, recipe: dict, data: Path, progress: Progre
     with torch.no_grad():
         p = classifier(photos).softmax(1)
     confidence, seen = p.max(1)
-    runner_up, rng = p.scatter(1, seen[:, None], 0).argmax(1), Streams(0, tuple(recipe["images"]), tuple(seen.tolist()))
+    target, rng = runner_up(classifier, photos, seen), Streams(0, tuple(recipe["images"]), tuple(seen.tolist()))
     steps, masks = recipe["steps"], recipe["masks"]
     settings = replace(short_schedule(photos), steps=steps, masks=masks, learning_rate=15 / steps, warm_up=steps // 10)
     rows, labels, names = [], [], classifier.class_names
     for objective in ("ssr", "sdr"):
         batch = explain(
-            photos, seen, runner_up, classifier=classifier, rng=rng, strengths=SHARES, objective=objective,
+            photos, seen, target, classifier=classifier, rng=rng, strengths=SHARES, objective=objective,
             settings=settings, callback=progress,
         )  # fmt: skip
         with torch.no_grad():
@@ -59,7 +59,8 @@ def photo_grid(classifier: nn.Module, recipe: dict, data: Path, progress: Progre
             rows.append(line)
             labels.append(objective.upper())
         progress.advance()
-    return image_grid(rows, labels, cell=1.9)
+    note = f"{steps} steps of {masks} masks; share: pixels of the MAP mask, map > .5; in-fill: linear imputation"
+    return image_grid(rows, labels, cell=1.9, note=note)
 
 
 @one_line_errors

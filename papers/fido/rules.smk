@@ -11,6 +11,7 @@ FIDO_TABLES = [
     "circularity",
     "recovery",
     "likeness",
+    "sweeps",
     "trends",
 ]
 FIDO_GRIDS = [
@@ -100,6 +101,11 @@ def fido_shards(seed):
     ]
 
 
+FIDO_SHARDS = [shard for seed in config["seeds"] for shard in fido_shards(seed)]
+FIDO_FOLDERS = [
+    shard.replace(FIDO_BATCHES, FIDO_MEASURED).removesuffix(".safetensors")
+    for shard in FIDO_SHARDS
+]
 FIDO_ALL = fido_worlds([entry for job in FIDO["jobs"] for entry in fido_entries(job)])
 
 
@@ -144,8 +150,8 @@ for job in FIDO["jobs"]:
             f"{FIDO_BATCHES}/{name}-{{seed}}.cost.json",
         log:
             f"{LOGS}/fido/explain/{name}-{{seed}}.log",
-        # what one training seed has alone comes first, since it has the most to measure
-        priority: 6 if fido_seeds(entries) != config["seeds"] else 5
+        # before anything is measured: the shortest jobs, measures of what one training seed has alone, come last
+        priority: 6
         params:
             src=digest("papers.fido.shards"),
             entries=json.dumps(entries),
@@ -158,44 +164,45 @@ for job in FIDO["jobs"]:
             " --systems {params.systems}/{wildcards.seed} --infillers {params.infillers} --splits {params.splits}"
             " --seed {wildcards.seed} --out {output[0]} 2> >(tee {log} >&2)"
 
-
-rule fido_measure:
-    input:
-        shards=lambda wildcards: fido_shards(wildcards.seed),
-        systems=lambda wildcards: fido_systems(wildcards.seed),
-        infillers=fido_infillers(FIDO_ALL),
-        diffusion=f"{GENERATORS}/scenes-diffusion.safetensors",
-        splits=[f"{SPLITS}/{world}.parquet" for world in FIDO_ALL],
-        oracles=expand(
-            f"{ORACLES}/{FIDO_PANEL}-{{judge}}.safetensors", judge=ORACLE_NETS
-        ),
-    output:
-        expand(
-            f"{FIDO_MEASURED}/{{{{seed}}}}/{{name}}.parquet",
-            name=["rows", "maps", "suppression", "recovery", "gate"],
-        ),
-    log:
-        f"{LOGS}/fido/measure-{{seed}}.log",
-    priority: 6
-    params:
-        src=digest("papers.fido.measure"),
-        settings=json.dumps(FIDO["measure"]),
-        systems=FIDO_SYSTEMS,
-        infillers=GENERATORS,
-        splits=SPLITS,
-        oracles=ORACLES,
-        panel=FIDO_PANEL,
-        folder=FIDO_MEASURED,
-    shell:
-        "python -m papers.fido.measure --shards {input.shards} --settings {params.settings:q}"
-        " --systems {params.systems}/{wildcards.seed} --infillers {params.infillers} --splits {params.splits}"
-        " --oracles {params.oracles} --panel {params.panel} --out {params.folder}/{wildcards.seed}"
-        " 2> >(tee {log} >&2)"
+    rule:
+        name:
+            f"fido_measure_{name}"
+        input:
+            shards=f"{FIDO_BATCHES}/{name}-{{seed}}.safetensors",
+            systems=lambda wildcards: fido_systems(wildcards.seed),
+            infillers=fido_infillers(worlds),
+            diffusion=f"{GENERATORS}/scenes-diffusion.safetensors",
+            splits=[f"{SPLITS}/{world}.parquet" for world in worlds],
+            oracles=expand(
+                f"{ORACLES}/{FIDO_PANEL}-{{judge}}.safetensors", judge=ORACLE_NETS
+            ),
+        output:
+            expand(
+                f"{FIDO_MEASURED}/{name}-{{{{seed}}}}/{{table}}.parquet",
+                table=["rows", "maps", "suppression", "recovery", "gate"],
+            ),
+        log:
+            f"{LOGS}/fido/measure/{name}-{{seed}}.log",
+        priority: 5 if fido_seeds(entries) == config["seeds"] else 4
+        params:
+            src=digest("papers.fido.measure"),
+            settings=json.dumps(FIDO["measure"]),
+            systems=FIDO_SYSTEMS,
+            infillers=GENERATORS,
+            splits=SPLITS,
+            oracles=ORACLES,
+            panel=FIDO_PANEL,
+            folder=f"{FIDO_MEASURED}/{name}",
+        shell:
+            "python -m papers.fido.measure --shards {input.shards} --settings {params.settings:q}"
+            " --systems {params.systems}/{wildcards.seed} --infillers {params.infillers} --splits {params.splits}"
+            " --oracles {params.oracles} --panel {params.panel} --out {params.folder}-{wildcards.seed}"
+            " 2> >(tee {log} >&2)"
 
 
 rule fido_likeness:
     input:
-        [shard for seed in config["seeds"] for shard in fido_shards(seed)],
+        FIDO_SHARDS,
     output:
         f"{FIDO_MEASURED}/likeness.parquet",
     log:
@@ -210,20 +217,24 @@ rule fido_likeness:
 rule fido_cells:
     input:
         expand(
-            f"{FIDO_MEASURED}/{{seed}}/{{name}}.parquet",
-            seed=config["seeds"],
+            "{folder}/{name}.parquet",
+            folder=FIDO_FOLDERS,
             name=["rows", "maps", "suppression", "recovery", "gate"],
         ),
         likeness=f"{FIDO_MEASURED}/likeness.parquet",
-        costs=[
-            shard.replace(".safetensors", ".cost.json")
-            for seed in config["seeds"]
-            for shard in fido_shards(seed)
-        ],
+        costs=[shard.replace(".safetensors", ".cost.json") for shard in FIDO_SHARDS],
     output:
         expand(
             f"{RESULTS}/fido/{{name}}.parquet",
-            name=["rows", "maps", "suppression", "recovery", "likeness", "trends"],
+            name=[
+                "rows",
+                "maps",
+                "suppression",
+                "recovery",
+                "likeness",
+                "sweeps",
+                "trends",
+            ],
         ),
         infills=f"{RESULTS}/fido/tables/infills.csv",
         gate=f"{RESULTS}/fido/tables/oracle_gate.csv",
@@ -233,7 +244,7 @@ rule fido_cells:
     priority: 3
     params:
         src=digest("papers.fido.cells"),
-        measured=[f"{FIDO_MEASURED}/{seed}" for seed in config["seeds"]],
+        measured=FIDO_FOLDERS,
         recipe=json.dumps(FIDO["recipes"][FIDO_PANEL]),
         folder=f"{RESULTS}/fido",
     shell:
@@ -331,10 +342,11 @@ rule fido_grids:
         systems=f"{FIDO_SYSTEMS}/{config['seeds'][0]}",
         splits=SPLITS,
         infillers=GENERATORS,
+        recipe=json.dumps(FIDO["recipes"][FIDO_PANEL]),
         folder=f"{FIGURES}/fido",
     shell:
         "python -m papers.fido.grids --shards {input.shards} --systems {params.systems} --splits {params.splits}"
-        " --infillers {params.infillers} --out {params.folder} 2> >(tee {log} >&2)"
+        " --infillers {params.infillers} --recipe {params.recipe:q} --out {params.folder} 2> >(tee {log} >&2)"
 
 
 rule fido_figures:

@@ -26,11 +26,12 @@ from common.progress import Progress
 from common.scales import parse_recipe
 from common.shards import pass_seconds, shard_of
 from papers.fido import baselines
-from papers.fido.explain import chunks, class_score, in_filled, saliency, salient
+from papers.fido.explain import chunks, class_score, in_filled, runner_up, saliency, salient
 from papers.fido.fills import SEARCHED, Fills
 from papers.fido.masker import load_masker
 from papers.fido.method import Mask, Settings, bbmp, fido
 from papers.fido.names import BASELINES, OBJECTIVES, cell_name
+from papers.fido.recipe import Recipe
 from papers.fido.regions import bounding_boxes, box_masks
 
 PATH_FILL = "net"  # of the paths of maps that come without an in-filler
@@ -55,20 +56,10 @@ class Cell:
             self.method, self.fill, lam=self.lam, grid=self.grid, tv=self.tv, observed=self.observed, draw=self.draw
         )
 
-    def settings(self, recipe: "Recipe") -> Settings:
+    def settings(self, recipe: Recipe) -> Settings:
         """The recipe's, with what BBMP and this cell replace."""
         found = {key: value for key in ("lam", "grid", "tv", "observed") if (value := getattr(self, key)) is not None}
-        return parse_recipe(Settings, recipe.search | (recipe.bbmp if self.method.startswith("bbmp") else {}) | found)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The settings that all cells share, fields of `papers.fido.method.Settings`: `search`, and what of them `bbmp`
-    replaces; the `area` of the extremal mask, as a share of the image."""
-
-    search: dict[str, float]
-    bbmp: dict[str, float]
-    area: float
+        return recipe.settings(self.method, **found)
 
 
 def parse_cells(cells: list[dict]) -> list[Cell]:
@@ -140,13 +131,6 @@ class Job:
         }[cell.method]()
 
 
-def runner_up(classifier: nn.Module, images: datasets.Images) -> Tensor:
-    """The likeliest class but the label: what an untargeted path is recorded towards."""
-    with torch.no_grad():
-        logits = classifier(images.images)
-    return logits.scatter(1, images.labels[:, None], -torch.inf).argmax(1)
-
-
 def explain_entry(
     entry: dict, recipe: Recipe, classifier: nn.Module, fills: Fills, masker: Path, table: pd.DataFrame, data: Path,
     seed: int, progress: Progress,
@@ -157,7 +141,7 @@ def explain_entry(
     if len(pairs.ids) < n or not n:
         raise VceError(f"{world}: {len(pairs.ids)} pairs for n = {n}; mend `n` or `splits` in config/")
     job = Job(pairs, classifier, fills, recipe, seed, masker, progress)
-    target, batches, traces, cost = runner_up(classifier, pairs), {}, {}, []
+    target, batches, traces, cost = runner_up(classifier, pairs.images, pairs.labels), {}, {}, []
     for cell in parse_cells(entry["cells"]):
         start = time.perf_counter()
         shown, mask = job.run(cell)
@@ -216,10 +200,7 @@ def main() -> None:
             table = pd.read_parquet(args.splits / f"{world}.parquet")
             classifier = load_checkpoint(args.systems / f"{world}-{entry['classifier']}.safetensors")
             fills = Fills.of(world, datasets.load(world, table, "systems", args.data), args.infillers)
-            recipe, masker = (
-                parse_recipe(Recipe, args.recipes[world]),
-                args.systems / f"{world}-masker.safetensors",
-            )
+            recipe, masker = parse_recipe(Recipe, args.recipes[world]), args.systems / f"{world}-masker.safetensors"
             shard, spent = explain_entry(
                 entry, recipe, classifier, fills, masker, table, args.data, args.seed, progress
             )

@@ -21,6 +21,7 @@ MAPS = [
     "matched_net", "kept_background", "matched_background", "enough_net", "enough_background", "entropy", "expected",
     "map_score", "deletion", "insertion", "road_morf", "road_lerf", "bad_fills", "original",
 ]  # fmt: skip
+SWEPT = ["area", "empty", "overflow_object", "overflow_object_matched", "expected", "map_score"]
 # Table 1 of the review version: a ResNet on 1,000 ImageNet images; `ssr/net` is its CA-GAN, `masker` the model of
 # Dabkowski and Gal. Other data and another recipe than ours; the final version, on 50,000 images, was not available.
 PAPER = {
@@ -87,8 +88,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder of maps, suppression ... .parquet")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
     args = parser.parse_args()
-    names = ("maps", "suppression", "recovery", "likeness", "trends")
-    maps, suppression, recovery, likeness, trends = (
+    names = ("maps", "suppression", "recovery", "likeness", "sweeps", "trends")
+    maps, suppression, recovery, likeness, sweeps, trends = (
         pd.read_parquet(args.results / f"{name}.parquet") for name in names
     )
     tables = {
@@ -100,6 +101,7 @@ def main() -> None:
             recovery, ["world", "classifier", "kind", "method"], ["probability", "median", "correct", "error"]
         ),
         "likeness": summary(likeness, ["world", "classifier", "kind", "method"], ["correlation"]),
+        "sweeps": summary(sweeps, ["setting", "method", "value"], SWEPT),
         "trends": summary(trends, ["world", "trend", "method"], ["slope", "ratio", "five_fold"]),
     }
     for name, table in tables.items():

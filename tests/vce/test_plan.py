@@ -110,7 +110,7 @@ def test_passes_of_fido_by_hand():
     assert passes_of("fido_train_0", config) == 3 * 100 * (2 + 3 * 3)
     assert passes_of("fido_explain_main_rest", config) == 10 * (2 * 7 * 3 + 2 * 9 + 1 + 250) + 4 * 2 * 7 * 3
     every = planning.MAP_PASSES
-    assert passes_of("fido_measure", config) == 10 * 4 * (2 * planning.CURVE + every) + 4 * every
+    assert passes_of("fido_measure_main_rest", config) == 10 * 4 * (2 * planning.CURVE + every) + 4 * every
     assert passes_of("fido_photos", config) == 2 * 2 * 5 * 4 and passes_of("fido_tables", config) == 0
     assert passes_of("infiller", config) == 15 * planning.INFILL_BATCH
 
@@ -142,8 +142,8 @@ def test_every_heavy_rule_of_a_scale_has_passes():
         heavy = rule in ("classifiers", "oracles", "diffusion", "class_autoencoders", "svce_robustness", "svce_photos")
         heavy |= rule.startswith(("svce_explain_", "vae_", "clarity_train_", "clarity_explain_"))
         heavy |= rule.startswith(("disc_train_", "disc_explain_")) or rule in ("disc_hypotheses", "disc_students")
-        heavy |= rule.startswith(("fido_train_", "fido_explain_"))
-        heavy |= rule in ("infiller", "fido_measure", "fido_photos")
+        heavy |= rule.startswith(("fido_train_", "fido_explain_", "fido_measure_"))
+        heavy |= rule in ("infiller", "fido_photos")
         assert (passes_of(rule, config) > 0) == heavy, rule
 
 

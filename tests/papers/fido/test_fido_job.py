@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from jobs import failing, run
 
 from common import verdicts
@@ -35,7 +37,8 @@ from papers.fido import (
     train,
 )
 from papers.fido.fills import Fills
-from papers.fido.names import title
+from papers.fido.names import cell_name, parse_name, title
+from papers.fido.recipe import Recipe, sweep
 
 # torchvision 0.29, which is pinned, announces that its JPEG codec will move
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -65,10 +68,10 @@ BASELINES = [
     {"method": name} for name in ("max", "center", "box", "object", "random", "gradient", "rise", "extremal", "masker")
 ]
 SWEPT = [
-    *({"method": "ssr", "fill": "net", "lam": lam} for lam in (0.001, 0.005, 0.01)),
+    *({"method": "ssr", "fill": "net", "lam": lam} for lam in (0.001, 0.01)),
     *({"method": "bbmp", "fill": fill, "lam": lam} for fill in ("blur", "random") for lam in (0.005, 0.05)),
     *({"method": "ssr", "fill": fill, "grid": grid} for fill in ("mean", "net") for grid in (4, 16)),
-    {"method": "ssr", "fill": "net"}, {"method": "ssr", "fill": "net", "draw": 1},
+    {"method": "ssr", "fill": "mean"}, {"method": "ssr", "fill": "net"}, {"method": "ssr", "fill": "net", "draw": 1},
     {"method": "ssr", "fill": "net", "tv": 0.1},
 ]  # fmt: skip
 MAIN = {
@@ -88,7 +91,7 @@ SETTINGS = {
     "recover": {"scenes": ["mean", "local", "net", "vae", "road", "repaint"], "scenes-tied": ["local", "net"]},
 }
 FILLS = {"scenes-unet": "unet", "scenes-cvae": "cvae", "scenes-tied-unet": "unet"}
-TABLES = ("rows", "maps", "suppression", "recovery", "likeness", "trends")
+TABLES = ("rows", "maps", "suppression", "recovery", "likeness", "sweeps", "trends")
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,6 @@ def results(home):
     explained(home, batch)
     measured(home, batch, home / "measured/0")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        run(monkeypatch, likeness, "--shards", batch, "--out", home / "measured/likeness.parquet")
         alike = home / "measured/likeness.parquet"
         run(monkeypatch, likeness, "--shards", batch, "--out", alike)
         run(monkeypatch, cells, "--measured", home / "measured/0", "--likeness", alike, "--costs",
@@ -276,7 +278,8 @@ def test_likeness_compares_draws_seeds_images_and_architectures(home, results):
 def test_trends_of_sweeps():
     image = {"world": "w", "starts": "sweeps", "classifier": "cnn", "seed": 0, "image": "a", "stratum": "correct"}
     rows = [
-        {**image, "method": f"ssr/net/grid{g}", "overflow_object_matched": 0.1 * g, "area": 0.0} for g in (4, 8, 16)
+        {**image, "method": name, "overflow_object_matched": 0.1 * g, "area": 0.0}
+        for name, g in {"ssr/mean/grid4": 4, "ssr/mean": 8, "ssr/mean/grid16": 16}.items()  # the recipe's grid is 8
     ]
     rows += [
         {**image, "method": f"ssr/net/lam{v:g}", "area": 0.05 / v, "overflow_object_matched": 0.0} for v in (0.1, 0.2)
@@ -284,12 +287,43 @@ def test_trends_of_sweeps():
     rows += [
         {**image, "method": f"bbmp/blur/lam{v:g}", "area": 0.2 / v, "overflow_object_matched": 0.0} for v in (0.1, 1.6)
     ]
-    found = cells.trends(pd.DataFrame(rows), {"search": {"lam": 0.1}})
+    recipe = Recipe({**RECIPE["search"], "lam": 0.1}, RECIPE["bbmp"], 0.1)
+    found = cells.trends(cells.sweeps(pd.DataFrame(rows), recipe), recipe)
     assert found.loc[found["trend"] == "grid", "slope"].item() == pytest.approx((1.6 - 0.4) / 2)
     # BBMP has FIDO's area of .5 between its λ of .1 (2.0) and 1.6 (.125)
     expected = np.exp(np.interp(0.5, [0.125, 2.0], np.log([1.6, 0.1]))) / 0.1
     line = found[found["trend"] == "lam"]
     assert line["ratio"].item() == pytest.approx(expected) and line["five_fold"].item() == float(2.5 <= expected <= 10)
+
+
+def test_a_sweep_is_a_base_with_what_differs_in_one_setting():
+    recipe = Recipe(RECIPE["search"], RECIPE["bbmp"], 0.1)
+    names = [
+        "ssr/net/lam0.01",
+        "ssr/net/lam1e-05",
+        "ssr/net",
+        "ssr/net/draw1",
+        "ssr/mean",
+        "bbmp/blur/lam0.1",
+        "bbmp/blur",
+        "max",
+    ]
+    assert sweep(names, "lam", recipe) == {
+        "bbmp/blur": ("bbmp/blur", 0.025), "bbmp/blur/lam0.1": ("bbmp/blur", 0.1),
+        "ssr/net/lam1e-05": ("ssr/net", 1e-05), "ssr/net": ("ssr/net", 0.005), "ssr/net/lam0.01": ("ssr/net", 0.01),
+    }  # fmt: skip
+    assert sweep(names, "draw", recipe) == {"ssr/net": ("ssr/net", 0), "ssr/net/draw1": ("ssr/net", 1)}
+    assert sweep(names, "tv", recipe) == {}
+
+
+@given(
+    st.sampled_from([("ssr", "net"), ("bbmp-sdr", "vae"), ("max", "")]),
+    st.dictionaries(
+        st.sampled_from(["lam", "grid", "tv", "observed", "draw"]), st.sampled_from([0, 3, 0.5, 1e-5, 2e7])
+    ),
+)
+def test_a_name_is_read_back(cell, settings):
+    assert parse_name(cell_name(*cell, **settings)) == (*cell, settings)
 
 
 def test_the_lambda_of_an_area_is_the_middle_of_a_plateau_and_none_outside():
@@ -326,7 +360,8 @@ def test_the_same_commands_give_the_same_bytes(home, results, tmp_path):
 def test_figures_are_drawn(home, results, tmp_path, monkeypatch):
     run(monkeypatch, figures, "--results", results, "--out", tmp_path)
     run(monkeypatch, grids, "--shards", home / "batches/all-0.safetensors", "--systems", home / "systems", "--splits",
-        home / "splits", "--infillers", home / "infillers", "--out", tmp_path)  # fmt: skip
+        home / "splits", "--infillers", home / "infillers", "--recipe", json.dumps(RECIPE), "--out",
+        tmp_path)  # fmt: skip
     drawn = {path.stem for path in tmp_path.glob("*.png")}
     assert drawn == {path.stem for path in tmp_path.glob("*.svg")} and len(drawn) == 16
 
@@ -440,7 +475,7 @@ def test_every_scale_parses():
         for entries in fido["groups"].values():
             for entry in entries:
                 for cell in shards.parse_cells(entry["cells"]):
-                    cell.settings(shards.Recipe(**fido["recipes"][entry["world"]]))
+                    cell.settings(Recipe(**fido["recipes"][entry["world"]]))
                     assert title(cell.name)
         measure.Settings(**fido["measure"])
 
