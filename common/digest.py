@@ -21,7 +21,8 @@ def digest(module: str, root: Path = ROOT) -> str:
     """
     sha = hashlib.sha256()
     for name in sorted(closure(module, root)):
-        sha.update(f"{name}\n{_code(_file(name, root))}\n".encode())
+        path = _file(name, root)
+        sha.update(f"{name}\n{_code(path, path.read_text())}\n".encode())
     return sha.hexdigest()[:16]
 
 
@@ -43,28 +44,28 @@ def _file(module: str, root: Path) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-@functools.cache
-def _tree(path: Path, modified: int) -> ast.Module:
-    return ast.parse(path.read_text(), filename=str(path))
-
-
-def _parse(path: Path) -> ast.Module:
-    return _tree(path, path.stat().st_mtime_ns)
-
-
 def _imports(path: Path, root: Path) -> set[str]:
+    names = _imported(path, path.read_text())
+    return {name for name in names if name.split(".")[0] in PACKAGES and _file(name, root).is_file()}
+
+
+# with the text as a key: the workflow asks for ninety closures of the same modules, and a changed file is another
+@functools.cache
+def _imported(path: Path, text: str) -> frozenset[str]:
+    """Dotted names that an import in the text may mean."""
     names: set[str] = set()
-    for node in ast.walk(_parse(path)):
+    for node in ast.walk(ast.parse(text, filename=str(path))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
-    return {name for name in names if name.split(".")[0] in PACKAGES and _file(name, root).is_file()}
+    return frozenset(names)
 
 
-def _code(path: Path) -> str:
+@functools.cache
+def _code(path: Path, text: str) -> str:
     """The syntax tree as text, docstrings left out."""
-    tree = ast.parse(path.read_text(), filename=str(path))
+    tree = ast.parse(text, filename=str(path))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None

@@ -9,11 +9,7 @@ if ! flock -n 9; then
     exit 75
 fi
 
-export PATH="$PWD/.venv/bin:$PATH" OMP_NUM_THREADS=1
-# jobs share compiled modules: without them each compiles torch, pandas and scikit-learn anew, 3 to 4 s a job
-unset PYTHONDONTWRITEBYTECODE
-# large tensors stay in the heap: glibc otherwise maps and zeroes them anew for every batch
-export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
+export PATH="$PWD/.venv/bin:$PATH"
 
 # we hold the lock above, so a lock of snakemake's was left by a run that was killed
 if [ -n "$(ls -A .snakemake/locks 2>/dev/null)" ]; then
