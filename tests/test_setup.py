@@ -102,9 +102,8 @@ def test_make_runs_the_pipeline_and_says_where_the_results_are(house, target, sc
 def test_jobs_run_on_one_thread_with_large_tensors_on_the_heap(tmp_path):
     variables = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
     unset = "PYTHONDONTWRITEBYTECODE"
-    (tmp_path / "Snakefile").write_text(
-        f'include: "{ROOT}/Snakefile"\nrule environment:\n    output: "{tmp_path}/seen"\n    shell: "env > {{output}}"\n'
-    )
+    rule = f'rule environment:\n    output: "{tmp_path}/seen"\n    shell: "env > {{output}}"\n'
+    (tmp_path / "Snakefile").write_text(f'include: "{ROOT}/Snakefile"\n{rule}')
     bare = {name: value for name, value in os.environ.items() if name not in variables} | {unset: "1"}
     command = [sys.executable, "-m", "snakemake", f"{tmp_path}/seen", "--snakefile", f"{tmp_path}/Snakefile"]
     command += ["--cores", "1", "--nolock", "--drop-metadata"]
