@@ -131,7 +131,7 @@ def sweeps(table: pd.DataFrame) -> plt.Figure:
             places = found["value"].map(values.index)  # evenly spaced, whatever the values: one of them may be 0
             look = {"marker": "o", "ms": 4, "capsize": 2, "lw": 1, "color": f"C{bases.index(base)}"}
             axis.errorbar(places, found[metric], error_bars(found, metric), label=title(base), **look)
-        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values], fontsize=8)
         axis.set(xlabel=x, ylabel=y)
     figure.tight_layout()
     drawn = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
