@@ -87,13 +87,17 @@ def trends(swept: pd.DataFrame, recipe: Recipe) -> pd.DataFrame:
 
 
 def lam_at(areas: pd.Series, wanted: float) -> float:
-    """The λ at which a mask has the `wanted` area, from areas by λ, linear in log λ; the middle of those that have the
-    same; NaN outside of them, and for an empty mask, which every large λ gives."""
+    """The λ at which a mask has the `wanted` area, from areas by λ: between the last larger and the first smaller one,
+    linear in log λ; the middle of those that have that very area; NaN outside of them, and for an empty mask, which
+    every large λ gives."""
     if not (wanted > 0 and areas.min() <= wanted <= areas.max()):
         return float("nan")
-    log_lam = np.log(areas.index.to_numpy(float))
-    by_area = pd.Series(log_lam).groupby(np.minimum.accumulate(areas.to_numpy())).mean()
-    return float(np.exp(np.interp(wanted, by_area.index, by_area)))
+    log_lam, falling = np.log(areas.index.to_numpy(float)), np.minimum.accumulate(areas.to_numpy())
+    if (same := falling == wanted).any():
+        return float(np.exp(log_lam[same].mean()))
+    first = int((falling > wanted).sum())
+    between = [first, first - 1]
+    return float(np.exp(np.interp(wanted, falling[between], log_lam[between])))
 
 
 def infill_gate(recovery: pd.DataFrame) -> pd.DataFrame:

@@ -331,7 +331,8 @@ def test_the_lambda_of_an_area_is_the_middle_of_a_plateau_and_none_outside():
     assert cells.lam_at(areas, 0.1) == pytest.approx((0.005 * 0.02 * 0.08) ** (1 / 3))
     assert cells.lam_at(areas, 0.5) == pytest.approx(0.001)
     assert np.isnan(cells.lam_at(areas, 0.0)) and np.isnan(cells.lam_at(areas, 0.6))
-    assert 0.001 < cells.lam_at(areas, 0.3) < 0.02
+    assert cells.lam_at(areas, 0.3) == pytest.approx((0.001 * 0.005) ** 0.5)  # half way down to the plateau's first λ
+    assert cells.lam_at(areas, 0.05) == pytest.approx((0.08 * 0.1) ** 0.5)  # and from its last one
 
 
 def test_table_one_has_the_papers_values_beside_ours(results):
