@@ -1,10 +1,10 @@
 """The rendered faces: determinism, the structural model against exact values, exact twins."""
 
-import itertools
 from dataclasses import fields
 
 import pytest
 import torch
+from face_rules import cells, exclusive, majority
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -60,28 +60,6 @@ def test_frequencies_are_those_of_the_model(factors):
 
 
 # necessity and sufficiency, by enumeration of the cells that the thresholds cut the uniforms into
-
-
-def cells():
-    """One point in every cell of the uniforms of old, gray and glasses, with its weight; the others stay above 1."""
-    cuts = {"old": (0.5,), "gray": (0.1, 0.8), "glasses": (0.2, 0.6)}
-    parts = []
-    for name in cuts:
-        edges = (0.0, *cuts[name], 1.0)
-        parts.append([((a + b) / 2, b - a) for a, b in itertools.pairwise(edges)])
-    points, weights = [], []
-    for choice in itertools.product(*parts):
-        points.append([u for u, _ in choice] + [0.99] * 3)
-        weights.append(choice[0][1] * choice[1][1] * choice[2][1])
-    return torch.tensor(points), torch.tensor(weights)
-
-
-def majority(attributes):
-    return (attributes[:, :3].sum(1) >= 2).long()
-
-
-def exclusive(attributes):
-    return attributes[:, 1] ^ attributes[:, 2]
 
 
 def scores(rule, name, direct):
