@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    G, f = face_gan(), Labels(((expression(), EXPRESSIONS.index("happy")),))
+    G, f = face_gan(), Labels(("smile",), ((expression(), (EXPRESSIONS.index("happy"),)),))
     labels = f.at_random(torch.Generator().manual_seed(args.seed))
     start = time.perf_counter()
     with Progress("train", total=args.steps, unit="steps") as progress:

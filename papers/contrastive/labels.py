@@ -1,5 +1,5 @@
-"""What classifiers say of an image, as the N×m logits that a shift is trained on: one class against the rest, averaged
-over transforms that change no label (contrastive spec, correction 3)."""
+"""What classifiers say of an image, as the N×m logits that a shift is trained on: some classes against the rest,
+averaged over transforms that change no label (contrastive spec, correction 3)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 TRANSFORMS = tuple((dy, dx, flip) for flip in (False, True) for dy in (-1, 1) for dx in (-1, 1))
 
 
-def one_against_rest(logits: Tensor, k: int) -> Tensor:
-    """N log-odds of class k: ℓ_k − logsumexp of the others."""
-    others = torch.cat([logits[:, :k], logits[:, k + 1 :]], 1).logsumexp(1)
-    return logits[:, k] - others
+def against_rest(logits: Tensor, classes: tuple[int, ...]) -> Tensor:
+    """N log-odds of some of the K classes: logsumexp of their logits − logsumexp of the others'."""
+    chosen = torch.zeros(logits.shape[1], dtype=torch.bool).index_fill(0, torch.tensor(classes), True)
+    return logits[:, chosen].logsumexp(1) - logits[:, ~chosen].logsumexp(1)
 
 
 def transformed(images: Tensor, dy: int, dx: int, flip: bool) -> Tensor:
@@ -28,12 +28,13 @@ def transformed(images: Tensor, dy: int, dx: int, flip: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Labels:
-    """m labels of images: of each classifier the class `k` against the rest, N×m logits."""
+    """m labels of images by their `names`: of each classifier some classes against the rest, N×m logits."""
 
-    classifiers: tuple[tuple[nn.Module, int], ...]
+    names: tuple[str, ...]
+    classifiers: tuple[tuple[nn.Module, tuple[int, ...]], ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        return torch.stack([one_against_rest(f(images), k) for f, k in self.classifiers], 1)
+        return torch.stack([against_rest(f(images), classes) for f, classes in self.classifiers], 1)
 
     def averaged(self, images: Tensor) -> Tensor:
         """The mean logits over `TRANSFORMS`: the label that is reported."""

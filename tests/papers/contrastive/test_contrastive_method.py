@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from common.errors import VceError
-from papers.contrastive.labels import TRANSFORMS, Labels, one_against_rest, transformed
+from papers.contrastive.labels import TRANSFORMS, Labels, against_rest, transformed
 from papers.contrastive.measure import flipping_shifts, labelled, random_shifts, validity
 from papers.contrastive.method import ShiftPredictor, condition, counterfactual, random_conditions, shift_loss
 from papers.contrastive.train import Recipe, train_shift
@@ -165,10 +165,10 @@ def test_a_neighbourhood_is_one_latent_with_noise():
 # labels
 
 
-def test_one_against_the_rest_is_the_log_odds_of_the_soft_max():
+def test_classes_against_the_rest_have_the_log_odds_of_the_soft_max():
     logits = draw(7, 5)
-    p = logits.softmax(1)[:, 2]
-    torch.testing.assert_close(one_against_rest(logits, 2), (p / (1 - p)).log())
+    p = logits.softmax(1)[:, [2, 4]].sum(1)
+    torch.testing.assert_close(against_rest(logits, (2, 4)), (p / (1 - p)).log())
 
 
 @given(st.integers(-2, 2), st.integers(-2, 2), st.booleans())
@@ -184,7 +184,7 @@ def test_a_transform_moves_pixels_and_repeats_the_edge(dy, dx, flip):
 
 def test_averaged_labels_do_not_see_a_mirror_and_a_random_transform_is_unbiased():
     f = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 4))
-    labels = Labels(((f, 1), (f, 3)))
+    labels = Labels(("a", "b"), ((f, (1,)), (f, (3,))))
     images = draw(5, 3, 6, 6)
     with torch.no_grad():
         averaged = labels.averaged(images)
@@ -220,7 +220,7 @@ def test_random_shifts_are_as_long_and_the_flip_asks_for_the_opposite():
 
 
 def test_labels_of_latents_are_those_of_their_images():
-    f = Labels(((nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, 2)), 0),))
+    f = Labels(("a",), ((nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, 2)), (0,)),))
     G = nn.Sequential(nn.Linear(D, 48), nn.Unflatten(1, (3, 4, 4)))
     w = draw(70, D)
     with torch.no_grad():
