@@ -15,8 +15,10 @@ import torch
 from common.classifiers.expression import EXPRESSIONS, expression
 from common.generators.gan import LATENT, face_gan
 from common.progress import Progress
+from common.statistics import wilson
 from papers.contrastive.labels import Labels
-from papers.contrastive.measure import flipping_shifts, labelled, random_shifts, validity
+from papers.contrastive.measure import flipping_shifts, labelled, random_shifts
+from papers.contrastive.systems import System
 from papers.contrastive.train import Recipe, train_shift
 
 
@@ -28,23 +30,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    G, f = face_gan(), Labels(("smile",), ((expression(), (EXPRESSIONS.index("happy"),)),))
+    f = Labels(("smile",), ((expression(), (EXPRESSIONS.index("happy"),)),))
+    system = System(face_gan(), f, LATENT)
     labels = f.at_random(torch.Generator().manual_seed(args.seed))
     start = time.perf_counter()
     with Progress("train", total=args.steps, unit="steps") as progress:
         recipe = Recipe(args.steps, sparse=True)
-        S = train_shift(G, labels, LATENT, 1, recipe, args.seed, lambda facts: progress.advance())
+        S = train_shift(system.G, labels, LATENT, 1, recipe, args.seed, lambda facts: progress.advance())
     print(f"trained in {time.perf_counter() - start:.0f} s, {args.steps} steps of {recipe.batch_size} faces")
     generator = torch.Generator().manual_seed(args.seed + 1)
     w = torch.randn(args.faces, LATENT, generator=generator)
-    before = labelled(w, G, f)
-    shifts = flipping_shifts(w, before, S)
+    before = labelled(w, system)
+    shifts = flipping_shifts(w, before, S, 0)
     smiling, length = before.float().mean(), shifts.norm(dim=1).mean()
     print(f"{args.faces} faces, {smiling:.3f} of them smile; mean length of a shift {length:.2f}")
-    for name, moved in {"shift": shifts, "random": random_shifts(shifts, generator)}.items():
-        for found in validity(before[:, 0], labelled(w + moved, G, f)[:, 0]):
-            where = "towards a smile" if found.value else "away from it"
-            print(f"{name:6s} {where:15s} {found.share:.3f} [{found.low:.3f}, {found.high:.3f}], n = {found.n}")
+    at_random = random_shifts(shifts, torch.randn(shifts.shape, generator=generator))
+    for name, moved in {"shift": shifts, "random": at_random}.items():
+        flipped = (labelled(w + moved, system) != before)[:, 0]
+        for smiles, where in ((0, "towards a smile"), (1, "away from it")):
+            asked = flipped[before[:, 0] == smiles]
+            hits, n = int(asked.sum()), len(asked)
+            low, high = wilson(hits, n)
+            print(f"{name:6s} {where:15s} {hits / n:.3f} [{low:.3f}, {high:.3f}], n = {n}")
 
 
 if __name__ == "__main__":

@@ -159,10 +159,12 @@ def _line(record: dict) -> str:
         return f"{start}: skipped, {record['note']}"
     label = METHODS[record["method"]].label
     row = next(row for row in record["counterfactuals"] if row[label] == record["chosen"])
-    untargeted = METHODS[record["method"]].untargeted
-    end, value = (source, row["source_confidence"]) if untargeted else (target, row["confidence"])
-    reached = "?" if value is None else f"{100 * value:.1f} %"
-    return f"{start} -> {end['name']} {reached} at {label} {record['chosen']:g} ({record['status']})"
+    ends = [(target["name"], row["confidence"])]
+    if METHODS[record["method"]].untargeted:  # what is seen now, and what is left of what was
+        seen, left = row["predicted"], (source["name"], row["source_confidence"])
+        ends = [left] if seen["index"] == source["index"] else [(seen["name"], seen["confidence"]), left]
+    reached = ", ".join(f"{name} {'?' if value is None else f'{100 * value:.1f} %'}" for name, value in ends)
+    return f"{start} -> {reached} at {label} {record['chosen']:g} ({record['status']})"
 
 
 @one_line_errors

@@ -209,7 +209,8 @@ def _write_result(
     chosen = next((s for s, status in enumerate(answer.status[sample]) if status == "ok"), len(paths) - 1)
     nfe = answer.forward + answer.backward
     with torch.no_grad():
-        left = request.classifier(paths).softmax(1)[:, facts["source"]["index"]]
+        after = request.classifier(paths).softmax(1)
+    left, predicted = after[:, facts["source"]["index"]], after.argmax(1)
     rows = []
     for s, strength in enumerate(answer.strengths):
         delta = (paths[s] - image).double().abs().flatten()
@@ -220,6 +221,10 @@ def _write_result(
                 "status": str(answer.status[sample][s]),
                 "confidence": _number(answer.confidence[sample, s]),
                 "source_confidence": _number(left[s]),
+                "predicted": {
+                    **_class(request.classifier, int(predicted[s])),
+                    "confidence": _number(after[s, predicted[s]]),
+                },
                 "l1": _number(delta.sum()),
                 "l1.5": _number(delta.pow(1.5).sum() ** (1 / 1.5)),
                 "l2": _number(delta.norm()),
@@ -229,7 +234,9 @@ def _write_result(
             }
         )
     status = rows[chosen]["status"]
-    record = {"status": status} | facts | {"chosen": rows[chosen][label], "counterfactuals": rows}
+    mask = None if answer.saliency is None else (answer.saliency[sample] > 0.5).float()
+    area = {} if mask is None else {"mask_area": _number(mask.mean())}
+    record = {"status": status} | facts | area | {"chosen": rows[chosen][label], "counterfactuals": rows}
     source, target = facts["source"], facts["target"]
     shown, value = (source, "source_confidence") if METHODS[request.method].untargeted else (target, "confidence")
     titles = [f"{label} {row[label]:g}: {shown['name']} {_percent(row[value])}{_short(row, label)}" for row in rows]
@@ -241,9 +248,9 @@ def _write_result(
         first = f"original: {source['name']} {_percent(source['confidence'])}"
         if reference is not None:
             save_image(reference, temporary / "reconstruction.png")
-        if answer.saliency is not None:
+        if mask is not None:
             draw_saliency(image, answer.saliency[sample], temporary / "saliency.png")
-            save_image((answer.saliency[sample] > 0.5).float()[None], temporary / "mask.png")
+            save_image(mask[None], temporary / "mask.png")
         draw_overview(image, reference, paths, change, (first, titles), temporary / "overview.png")
         _write_record(temporary, record)
     return record

@@ -19,7 +19,7 @@ from papers.fido.tables import circularity_table, main_cell
 INFILLS = [f"ssr/{fill}" for fill in ("mean", "blur", "random", "local", "vae", "net")]
 CURVES = [*INFILLS, "sdr/net", "bbmp/blur", "bbmp/random", "object", "random"]
 PLACES = {
-    "area": "area of the MAP mask (BBMP: 5 λ)",
+    "area": "area of the MAP mask (BBMP at 5 times λ)",
     "overflow": "MAP mask beyond the box",
     "overflow_matched": "top tenth of the pixels, beyond the box",
     "overflow_object_matched": "top tenth, beyond the object",

@@ -56,8 +56,10 @@ def maps(shard: Shard, data: Path, columns: dict[str, str], *, share: float | No
             batch = shard.batches[method]
             if share is not None:
                 j = batch.strengths.index(share)
-                runner_up = names[int(shard.target[i])]
-                below.append((picture(batch.images[i, j]), f"{runner_up}: p = {batch.confidence[i, j]:.2f}"))
+                left = {"ok": "no longer", "not_flipped": "still"}.get(batch.status[i, j], "never seen as")
+                seen, runner_up = names[int(shard.source[i])], names[int(shard.target[i])]
+                head = f"{left} {seen}\n{runner_up}: p = {batch.confidence[i, j]:.2f}"
+                below.append((picture(batch.images[i, j]), head))
         rows.append(line)
         labels.append("map")
         if share is not None:

@@ -433,10 +433,12 @@ def test_fido_explains_what_is_seen_and_needs_no_target(here, capsys):
     assert less["nfe"] == more["nfe"] == 480 and less["l1"] < more["l1"]
     # its last picture is chosen, since a red image stays red whatever part of it is imputed
     assert f"-> red rose {100 * more['source_confidence']:.1f} % at share 0.4 (not_flipped)" in out[0]
+    assert more["predicted"]["name"] == "red rose" and more["predicted"]["confidence"] == more["source_confidence"]
     changed = np.asarray(Image.open(folder / more["file"]), float) - np.asarray(Image.open(image), float)
     assert (np.abs(changed).sum(2) > 0).mean() == pytest.approx(0.4, abs=0.02)
     mask = np.asarray(Image.open(folder / "mask.png").convert("L"))
     assert set(np.unique(mask)) <= {0, 255} and mask.shape == (24, 24)
+    assert said["mask_area"] == pytest.approx((mask == 255).mean(), abs=1e-6)
     run(capsys, "--method", "fido", images=[image], target="green leaf")
     assert record(folder)["target"]["name"] == "green leaf"
 

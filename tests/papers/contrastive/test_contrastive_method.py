@@ -11,7 +11,6 @@ from torch import nn
 
 from common.errors import VceError
 from papers.contrastive.labels import TRANSFORMS, Labels, against_rest, transformed
-from papers.contrastive.measure import flipping_shifts, labelled, random_shifts, validity
 from papers.contrastive.method import ShiftPredictor, condition, counterfactual, random_conditions, shift_loss
 from papers.contrastive.train import Recipe, train_shift
 
@@ -194,34 +193,3 @@ def test_averaged_labels_do_not_see_a_mirror_and_a_random_transform_is_unbiased(
         mean = torch.stack([drawn(images) for _ in range(1500)]).mean(0)
     torch.testing.assert_close(mean, averaged, atol=0.06, rtol=0)
     assert len(set(TRANSFORMS)) == 8
-
-
-# measures
-
-
-def test_validity_counts_both_directions():
-    before = torch.tensor([0, 0, 0, 1, 1])
-    towards, away = validity(before, torch.tensor([1, 0, 1, 1, 0]))
-    assert (towards.value, towards.share, towards.n) == (1, pytest.approx(2 / 3), 3)
-    assert (away.value, away.share, away.n) == (0, 0.5, 2) and away.low < 0.5 < away.high
-    assert np.isnan(validity(torch.ones(3), torch.ones(3))[0].share)
-
-
-def test_random_shifts_are_as_long_and_the_flip_asks_for_the_opposite():
-    S, w = ShiftPredictor(D, M, hidden=16).eval(), draw(30, D)
-    present = (draw(30, M, seed=4) > 0).long()
-    shifts = flipping_shifts(w, present, S, k=1)
-    c = 2.0 * present - 1
-    c[:, 1] *= -1
-    torch.testing.assert_close(shifts, S(w, c).detach())
-    floor = random_shifts(shifts, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(floor.norm(dim=1), shifts.norm(dim=1))
-    assert nn.functional.cosine_similarity(floor, shifts).abs().mean() < 0.6
-
-
-def test_labels_of_latents_are_those_of_their_images():
-    f = Labels(("a",), ((nn.Sequential(nn.Flatten(), nn.Linear(3 * 16, 2)), (0,)),))
-    G = nn.Sequential(nn.Linear(D, 48), nn.Unflatten(1, (3, 4, 4)))
-    w = draw(70, D)
-    with torch.no_grad():
-        assert torch.equal(labelled(w, G, f), (f.averaged(G(w)) > 0).long())
