@@ -28,7 +28,7 @@ except VceError as error:
 WORK, RESULTS, FIGURES, LOGS = (
     f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs")
 )
-PAPERS = ["svce", "clarity", "disc", "fido"]
+PAPERS = ["svce", "clarity", "disc", "fido", "contrastive"]
 
 
 localrules:
@@ -39,6 +39,7 @@ localrules:
     clarity_results,
     disc_results,
     fido_results,
+    contrastive_results,
 
 
 rule all:
@@ -61,6 +62,7 @@ include: "papers/svce/rules.smk"
 include: "papers/clarity/rules.smk"
 include: "papers/disc/rules.smk"
 include: "papers/fido/rules.smk"
+include: "papers/contrastive/rules.smk"
 
 
 onsuccess:

@@ -38,6 +38,10 @@ SEARCH_STEPS = {
 
 CROPS = 3  # images that FIDO's classifiers see per training image
 INFILL_BATCH = 16
+SHIFT_BATCH = 32
+EDITS, FLOORS = 10, 6  # labellings of the contrastive method's whole population, and of its floor's
+SHIFT_PASS_SECONDS = 0.010  # a generated face through three classifiers and back, one core (measured)
+LABEL_SECONDS = 0.023  # a generated face, labelled under eight transforms (measured)
 CURVE, MAP_PASSES = 14, 40  # in-filled images per map and judging in-fill, and for all other measures
 
 
@@ -90,6 +94,8 @@ def plan(scale: str) -> tuple[list[Target], list[str]]:
         "diffusion": (UNET_PASS_SECONDS, JOB_GIB),
         "fido_photos": (2 * PHOTO_PASS_SECONDS, PHOTO_GIB),  # the in-fill costs as much again
         "infiller": (INFILL_PASS_SECONDS, JOB_GIB),
+        "contrastive_train": (SHIFT_PASS_SECONDS, JOB_GIB),
+        "contrastive_measure": (LABEL_SECONDS, JOB_GIB),
         "class_autoencoders": (AUTOENCODER_PASS_SECONDS, JOB_GIB),
         **{rule: (VAE_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("vae_")},
         **{rule: (MEMBER_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("clarity_")},
@@ -111,6 +117,8 @@ def passes_of(rule: str, config: dict) -> int:
         return _disc_passes(rule, config)
     if rule.startswith("fido_"):
         return _fido_passes(rule, config)
+    if rule.startswith("contrastive_"):
+        return _contrastive_passes(rule, config["contrastive"])
     if rule == "infiller":
         recipes = config["infillers"].values()
         return sum(recipe["steps"] * INFILL_BATCH for recipe in recipes) // len(recipes)  # one job each
@@ -230,6 +238,16 @@ def _fido_passes(rule: str, config: dict) -> int:
     if rule == "fido_photos":
         photos = fido["photos"]
         return 2 * len(photos["images"]) * photos["steps"] * photos["masks"]
+    return 0
+
+
+def _contrastive_passes(rule: str, contrastive: dict) -> int:
+    """Faces that a job of the contrastive method makes and labels: once in training, under all transforms elsewhere."""
+    if rule == "contrastive_train":
+        return contrastive["recipe"]["steps"] * SHIFT_BATCH
+    if rule == "contrastive_measure":
+        n = contrastive["n"].values()
+        return EDITS * sum(n) // len(n) + FLOORS * contrastive["floor"]
     return 0
 
 

