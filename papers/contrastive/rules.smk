@@ -1,4 +1,4 @@
-# Contrastive counterfactuals: train → measure → tables → figures. There are no claims yet.
+# Contrastive counterfactuals: train → measure → tables → figures. No claims yet, and so no part of `all`.
 CONTRASTIVE = config["contrastive"]
 CONTRASTIVE_SHIFTS = f"{WORK}/contrastive/shifts"
 CONTRASTIVE_UNITS = f"{WORK}/contrastive/units"

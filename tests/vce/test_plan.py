@@ -160,7 +160,7 @@ def test_every_heavy_rule_of_a_scale_has_passes():
         heavy |= rule.startswith(("svce_explain_", "vae_", "clarity_train_", "clarity_explain_"))
         heavy |= rule.startswith(("disc_train_", "disc_explain_")) or rule in ("disc_hypotheses", "disc_students")
         heavy |= rule.startswith(("fido_train_", "fido_explain_", "fido_measure_"))
-        heavy |= rule in ("infiller", "fido_photos", "contrastive_train", "contrastive_measure")
+        heavy |= rule in ("infiller", "fido_photos")
         assert (passes_of(rule, config) > 0) == heavy, rule
 
 
