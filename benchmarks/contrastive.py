@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     f = Labels(("smile",), ((expression(), (EXPRESSIONS.index("happy"),)),))
-    system = System(face_gan(), f, LATENT)
+    system = System(face_gan(), f, LATENT, m=1)
     labels = f.at_random(torch.Generator().manual_seed(args.seed))
     start = time.perf_counter()
     with Progress("train", total=args.steps, unit="steps") as progress:

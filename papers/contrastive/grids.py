@@ -32,9 +32,9 @@ def faces(system: System, S: ShiftPredictor) -> plt.Figure:
 
     images = system.G(w)
     present = (system.labels.averaged(images) > 0).long()
-    columns = [images, *(system.G(w + flipping_shifts(w, present, S, k)) for k in range(len(names)))]
+    columns = [images, *(system.G(w + flipping_shifts(w, present, S, k)) for k in range(system.m))]
     seen = [system.labels.averaged(column) for column in columns]
-    heads = ["generated", *(f"{name} flipped" for name in names)]
+    heads = ["generated", *(f"{name} flipped" for name in system.asked.names)]
     cells = [
         [(picture(image), f"{head}\n{read(p)}") for image, p in zip(column, logits, strict=True)]
         for head, column, logits in zip(heads, columns, seen, strict=True)
@@ -52,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     style()
     system = packaged_faces()
-    S = load_shift(args.shift, system.d, len(system.labels.names))
+    S = load_shift(args.shift, system.d, system.m)
     save_figures({"faces": (faces(system, S), [args.shift])}, args.out, "contrastive_grids")
 
 

@@ -61,8 +61,8 @@ def labelled(w: Tensor, system: System, nuisance: Callable[[Tensor], Tensor] = l
 
 
 def flipping_shifts(w: Tensor, present: Tensor, S: ShiftPredictor, k: int) -> Tensor:
-    """N×d shifts that ask for the opposite of label k and for all others, N×m `present`, as they are."""
-    return S(w, condition(present, k, 1 - present[:, k], "clamp_others"))
+    """N×d shifts that ask for the opposite of label k, and for the other labels of S as they are in N×K `present`."""
+    return S(w, condition(present[:, : S.m], k, 1 - present[:, k], "clamp_others"))
 
 
 def random_shifts(shifts: Tensor, directions: Tensor) -> Tensor:
@@ -75,8 +75,9 @@ def units(system: System, S: ShiftPredictor, settings: Settings, seed: int, prog
     if not 0 < settings.floor <= settings.n:
         raise VceError(f"settings: floor {settings.floor} of n {settings.n} latents; mend `contrastive` in config/")
     ids, w = population(settings.n, system.d)
-    names, m, few = system.labels.names, len(system.labels.names), slice(0, settings.floor)
+    names, m, few = system.labels.names, system.m, slice(0, settings.floor)
     before = labelled(w, system)
+    present = before[:, :m]
     frames = []
 
     def keep(regime: str, k: int, decisions: list[int], after: Tensor, lengths: Tensor) -> None:
@@ -92,14 +93,15 @@ def units(system: System, S: ShiftPredictor, settings: Settings, seed: int, prog
         progress.advance()
 
     for k in range(m):
-        others = [t for t in range(m) if t != k]
-        opposite = 1 - before[:, k]
+        others = [t for t in range(len(names)) if t != k]
+        opposite = 1 - present[:, k]
         for t in others:
-            c = condition(before, k, opposite, "clamp_others")
-            c[:, t] = 0  # the decision is never asked for
+            c = condition(present, k, opposite, "clamp_others")
+            if t < m:
+                c[:, t] = 0  # the decision is never asked for
             shifts = S(w, c)
             keep("clamp_others", k, [t], labelled(w + shifts, system), shifts.norm(dim=1))
-        shifts = S(w, condition(before, k, opposite, "free"))
+        shifts = S(w, condition(present, k, opposite, "free"))
         keep("free", k, others, labelled(w + shifts, system), shifts.norm(dim=1))
         directions = Streams(POPULATION, ids, (k,) * len(ids)).normal((system.d,), "random shift")
         moved = random_shifts(shifts, directions)[few]
@@ -107,7 +109,7 @@ def units(system: System, S: ShiftPredictor, settings: Settings, seed: int, prog
     for name, nuisance in NUISANCES.items():
         after = labelled(w[few], system, nuisance)
         for k in range(m):
-            keep(name, k, [t for t in range(m) if t != k], after, torch.zeros(len(after)))
+            keep(name, k, [t for t in range(len(names)) if t != k], after, torch.zeros(len(after)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -120,9 +122,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the table")
     args = parser.parse_args()
     system = packaged_faces()
-    m = len(system.labels.names)
-    S = load_shift(args.shift, system.d, m)
-    with Progress("edit", total=m * (m + 1 + len(NUISANCES)), unit="edits") as progress:
+    S = load_shift(args.shift, system.d, system.m)
+    decisions = len(system.labels.names) - 1
+    with Progress("edit", total=system.m * (decisions + 2 + len(NUISANCES)), unit="edits") as progress:
         found = units(system, S, parse_recipe(Settings, args.settings), args.seed, progress)
     with atomic_path(args.out) as temporary:
         found.to_parquet(temporary, index=False)

@@ -65,7 +65,7 @@ def leakage_table(units: pd.DataFrame) -> pd.DataFrame:
     """How often a label that nobody wanted to change does, by regime and edited attribute, with Wilson intervals."""
     lines = []
     for keys, cell in units[units["regime"].isin((*EDITED, "random"))].groupby(CELL):
-        for label in sorted(set(units["attribute"]) - {keys[2]}):
+        for label in sorted(set(units["decision"]) - {keys[2]}):
             hits, n = int((cell[f"before_{label}"] != cell[f"after_{label}"]).sum()), len(cell)
             low, high = wilson(hits, n)
             line = {"label": label, "share": hits / n, "low": low, "high": high, "n": n}

@@ -113,11 +113,10 @@ def main() -> None:
     args = parser.parse_args()
     recipe, system = parse_recipe(Recipe, args.recipe), packaged_faces()
     before = frozen_hash(system)
-    f = system.labels.at_random(torch.Generator().manual_seed(args.seed))
+    f = system.asked.at_random(torch.Generator().manual_seed(args.seed))
     with Progress("train the shift", total=recipe.steps, unit="steps") as progress:
-        m = len(system.labels.names)
-        S = train_shift(system.G, f, system.d, m, recipe, args.seed, lambda facts: progress.advance())
-    facts = {"recipe": asdict(recipe), "seed": args.seed, "labels": system.labels.names, "frozen": before}
+        S = train_shift(system.G, f, system.d, system.m, recipe, args.seed, lambda facts: progress.advance())
+    facts = {"recipe": asdict(recipe), "seed": args.seed, "labels": system.asked.names, "frozen": before}
     if frozen_hash(system) != before:
         raise VceError("generator or classifiers changed while the shift was trained; freeze them")
     save_shift(S, args.out, facts)
