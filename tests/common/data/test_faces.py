@@ -59,42 +59,7 @@ def test_frequencies_are_those_of_the_model(factors):
         assert factors.attribute(name)[old == given_old].float().mean().item() == pytest.approx(p, abs=0.045)
 
 
-# necessity and sufficiency, by enumeration of the cells that the thresholds cut the uniforms into
-
-
-def scores(rule, name, direct):
-    """(NEC, SUF, NESUF) of an attribute for a rule; `direct` holds its descendants at their factual values."""
-    u, weight = cells()
-    factual = propagate(u)
-    held = {other: factual[:, ATTRIBUTES.index(other)] for other in ATTRIBUTES if other != name} if direct else {}
-    x, outcome = factual[:, ATTRIBUTES.index(name)], rule(factual)
-    under = {value: rule(propagate(u, {**held, name: value})) for value in (0, 1)}
-
-    def share(event, condition):
-        return ((event & condition) * weight).sum() / (condition * weight).sum()
-
-    necessary = share(under[0] == 0, (x == 1) & (outcome == 1))
-    sufficient = share(under[1] == 1, (x == 0) & (outcome == 0))
-    both = ((under[1] == 1) & (under[0] == 0)).float() @ weight
-    return necessary.item(), sufficient.item(), both.item()
-
-
-@pytest.mark.parametrize(
-    ("rule", "name", "direct", "expected"),
-    [
-        (majority, "old", False, (1 - 0.02 / 0.92, 0.90 / 0.98, 0.900)),
-        (majority, "old", True, (0.478, 0.265, 0.350)),
-        (majority, "gray", False, (0.17 / 0.41, 0.13 / 0.49, 0.300)),
-        (majority, "gray", True, (0.17 / 0.41, 0.13 / 0.49, 0.300)),
-        (majority, "glasses", False, (0.226, 0.182, 0.150)),
-        (exclusive, "old", False, (0.818, 0.486, 0.360)),
-        (exclusive, "old", True, (0.0, 0.0, 0.0)),
-        (exclusive, "gray", False, (1.0, 1.0, 0.600)),
-        (exclusive, "glasses", False, (1.0, 1.0, 0.550)),
-    ],
-)
-def test_the_model_has_the_exact_scores_of_the_specification(rule, name, direct, expected):
-    assert scores(rule, name, direct) == pytest.approx(expected, abs=6e-4)
+# necessity and sufficiency; their exact scores are in tests/common/metrics/test_causal.py
 
 
 @pytest.mark.parametrize("rule", [majority, exclusive])
