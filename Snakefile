@@ -28,7 +28,7 @@ except VceError as error:
 WORK, RESULTS, FIGURES, LOGS = (
     f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs")
 )
-PAPERS = ["svce", "clarity", "disc", "fido"]
+PAPERS = ["svce", "clarity", "disc", "fido", "contrastive"]
 
 
 localrules:

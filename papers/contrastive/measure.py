@@ -1,133 +1,131 @@
 """Job: the labels of generated images before and after every edit: what validity, leakage and all scores are made of.
 
-python -m papers.contrastive.measure --shift F --settings '{"n": 1000, "floor": 300}' --seed 0 --out F.parquet
+python -m papers.contrastive.measure --system faces --world F --shift F --settings '{"n": 2000, ...}' --seed 0 --out DIR
 
-One row per latent, regime, edited attribute and decision: `x` and `o`, attribute and decision as they are, `e`, the
-decision after the edit, whether the attribute `reached` its target, the `length` of the shift, and all labels as
-`before_LABEL` and `after_LABEL`. Regimes beside those of the method: `random`, shifts in random directions as long as
-those of `free`, and `move`, `mirror` and `blur`, which change no label: the floor of every score.
+edits.parquet has a row per latent, regime and edited attribute: `x`, the attribute as it is, whether its opposite was
+`reached`, the `audited` word of somebody else, the share of other labels that `leaked` by that word, the `drift` of
+nuisances in standard deviations, what the change looks like, and all labels as `before_LABEL` and `after_LABEL`;
+`floor` is 1 for the latents that every regime is asked about. A row counts for the `decision` that it names, which then
+was not asked to stay, or else for every decision that nobody can ask for. Regimes beside those of the method: `random`,
+shifts in random directions as long as those of `free`; `stay`, which asks for all labels as they are, `move`, `mirror`
+and `blur`, which change none: the floor of every score; and the baselines.
+
+joint.parquet: conditions that ask for several labels at once. local.parquet: what an edit does in the neighbourhood of
+one latent. frozen.parquet: whether generator or classifiers changed since S was trained. cost.json: seconds.
 """
 
 import argparse
 import json
-from collections.abc import Callable
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.ndimage import gaussian_filter
-from torch import Tensor
 
 from common.errors import VceError, one_line_errors
 from common.explain import Streams
-from common.files import atomic_path
+from common.files import atomic_path, commit, write_atomic
 from common.progress import Progress
 from common.scales import parse_recipe
-from papers.contrastive.labels import transformed
-from papers.contrastive.method import ShiftPredictor, condition
-from papers.contrastive.systems import System, packaged_faces
-from papers.contrastive.train import load_shift
+from papers.contrastive.edits import CHUNK, compare, edits, flipping_shifts, generated, labelled, look
+from papers.contrastive.method import ShiftPredictor, random_conditions
+from papers.contrastive.systems import POPULATION, System, load_system
+from papers.contrastive.train import frozen_hash, load_shift
 
-CHUNK = 64  # images of a pass
-POPULATION = 0  # the seed of the latents, whatever the training seed of S
-NUISANCES: dict[str, Callable[[Tensor], Tensor]] = {
-    "move": lambda images: transformed(images, 2, 0, False),
-    "mirror": lambda images: transformed(images, 0, 0, True),
-    "blur": lambda images: torch.from_numpy(gaussian_filter(images.numpy(), (0, 0, 0.8, 0.8))),
-}
+NEIGHBOURHOOD = 0.1  # of a local score: the noise that S is trained in as released
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`n` latents, of which the first `floor` are asked about random shifts and nuisances."""
+    """How many latents are asked: `n` about edits, the first `floor` of them about random shifts, nuisances and, where
+    they are `compared`, baselines; `joint` about several labels at once, `local` in `neighbours` places around each."""
 
     n: int
     floor: int
+    compared: bool = False
+    joint: int = 0
+    local: int = 0
+    neighbours: int = 8
 
 
-def population(n: int, d: int) -> tuple[tuple[str, ...], Tensor]:
-    """Ids and latents of n images, the same whatever n and the training seed."""
-    ids = tuple(f"latent-{k:05d}" for k in range(n))
-    return ids, Streams(POPULATION, ids, (0,) * n).normal((d,), "latent")
-
-
-@torch.no_grad()
-def labelled(w: Tensor, system: System, nuisance: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
-    """N×m labels, 0 or 1, of the images of N latents, by logits averaged over transforms."""
-    parts = [system.labels.averaged(nuisance(system.G(part))) > 0 for part in w.split(CHUNK)]
-    return torch.cat(parts).long()
-
-
-def flipping_shifts(w: Tensor, present: Tensor, S: ShiftPredictor, k: int) -> Tensor:
-    """N×d shifts that ask for the opposite of label k, and for the other labels of S as they are in N×K `present`."""
-    return S(w, condition(present[:, : S.m], k, 1 - present[:, k], "clamp_others"))
-
-
-def random_shifts(shifts: Tensor, directions: Tensor) -> Tensor:
-    """Along N×d `directions`, each as long as the shift in its place."""
-    return directions * (shifts.norm(dim=1) / directions.norm(dim=1))[:, None]
-
-
-def units(system: System, S: ShiftPredictor, settings: Settings, seed: int, progress: Progress) -> pd.DataFrame:
-    """All rows for one S. Raises VceError when there are no latents to ask about."""
-    if not 0 < settings.floor <= settings.n:
-        raise VceError(f"settings: floor {settings.floor} of n {settings.n} latents; mend `contrastive` in config/")
-    ids, w = population(settings.n, system.d)
-    names, m, few = system.labels.names, system.m, slice(0, settings.floor)
-    before = labelled(w, system)
-    present = before[:, :m]
+def joint(system: System, S: ShiftPredictor, n: int, seed: int) -> pd.DataFrame:
+    """Random conditions on n latents, by how many labels they ask for: whether all of those are seen afterwards
+    (`exact`), which share is, and both of the image as it was (`unmoved`)."""
+    ids, w = system.population(n)
+    c = random_conditions(n, system.m, torch.Generator().manual_seed(seed), sparse=True)
     frames = []
+    for method, z in (("S", w + S(w, c)), ("unmoved", w)):
+        seen = look(generated(z, system), system)
+        for judge, labels in (("annotator", seen.labels[:, : system.m]), ("auditor", seen.audited)):
+            if labels is None:
+                continue
+            hit = ((2.0 * labels - 1) == c) & (c != 0)
+            asked = (c != 0).sum(1)
+            columns = {"exact": (hit.sum(1) == asked).long(), "share": hit.sum(1) / asked, "asked": asked}
+            frame = pd.DataFrame({"image": ids, **{name: values.numpy() for name, values in columns.items()}})
+            frames.append(frame.assign(system=system.name, seed=seed, method=method, judge=judge))
+    return pd.concat(frames, ignore_index=True)
 
-    def keep(regime: str, k: int, decisions: list[int], after: Tensor, lengths: Tensor) -> None:
-        n = len(after)
-        labels = {f"before_{name}": before[:n, j].numpy() for j, name in enumerate(names)}
-        labels |= {f"after_{name}": after[:, j].numpy() for j, name in enumerate(names)}
-        for t in decisions:
-            facts = {"regime": regime, "attribute": names[k], "decision": names[t], "seed": seed}
-            seen = {"x": before[:n, k], "o": before[:n, t], "e": after[:, t], "reached": after[:, k] != before[:n, k]}
-            columns = {name: values.numpy() for name, values in seen.items()} | {"length": lengths.numpy()}
-            image = np.array(ids[:n], dtype=object)
-            frames.append(pd.DataFrame({"image": image, **columns, **labels}).assign(**facts))
-        progress.advance()
 
-    for k in range(m):
-        others = [t for t in range(len(names)) if t != k]
-        opposite = 1 - present[:, k]
-        for t in others:
-            c = condition(present, k, opposite, "clamp_others")
-            if t < m:
-                c[:, t] = 0  # the decision is never asked for
-            shifts = S(w, c)
-            keep("clamp_others", k, [t], labelled(w + shifts, system), shifts.norm(dim=1))
-        shifts = S(w, condition(present, k, opposite, "free"))
-        keep("free", k, others, labelled(w + shifts, system), shifts.norm(dim=1))
-        directions = Streams(POPULATION, ids, (k,) * len(ids)).normal((system.d,), "random shift")
-        moved = random_shifts(shifts, directions)[few]
-        keep("random", k, others, labelled(w[few] + moved, system), moved.norm(dim=1))
-    for name, nuisance in NUISANCES.items():
-        after = labelled(w[few], system, nuisance)
-        for k in range(m):
-            keep(name, k, [t for t in range(len(names)) if t != k], after, torch.zeros(len(after)))
+def local(system: System, S: ShiftPredictor, settings: Settings, seed: int) -> pd.DataFrame:
+    """Local scores of the first latents: the share of places around each, w + .1·ε, in which setting the attribute to
+    its opposite changes the decision. With a decision that was made, removing an attribute that is there: NEC; adding
+    one that is not, to a decision that was not: SUF."""
+    ids, w = system.population(settings.local)
+    before = labelled(w, system)
+    streams = Streams(POPULATION, ids, (0,) * len(ids))
+    noise = NEIGHBOURHOOD * streams.normal((settings.neighbours, system.d), "neighbourhood")
+    around = (w[:, None] + noise).flatten(0, 1)
+    there = labelled(around, system)
+    frames = []
+    for k in range(system.m):
+        shift = flipping_shifts(around, there, S, k)
+        changed = (labelled(around + shift, system) != there).view(len(ids), settings.neighbours, -1).float().mean(1)
+        for t in range(system.m, len(system.labels.names)):
+            columns = {"x": before[:, k], "o": before[:, t], "effect": changed[:, t]}
+            columns |= {f"before_{name}": before[:, j] for j, name in enumerate(system.labels.names)}
+            frame = pd.DataFrame({"image": ids, **{name: values.numpy() for name, values in columns.items()}})
+            facts = {"attribute": system.labels.names[k], "decision": system.labels.names[t]}
+            frames.append(frame.assign(system=system.name, seed=seed, **facts))
     return pd.concat(frames, ignore_index=True)
 
 
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--system", required=True, help="face-gan, or a system of the face world")
+    parser.add_argument("--world", type=Path, help="the file of the face world")
     parser.add_argument("--shift", type=Path, required=True, help="the file of S")
-    parser.add_argument("--settings", type=json.loads, required=True, help="JSON: n, floor")
+    parser.add_argument("--settings", type=json.loads, required=True, help="JSON: fields of Settings")
     parser.add_argument("--seed", type=int, required=True, help="the training seed of S")
-    parser.add_argument("--out", type=Path, required=True, help="the table")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
     args = parser.parse_args()
-    system = packaged_faces()
-    S = load_shift(args.shift, system.d, system.m)
-    decisions = len(system.labels.names) - 1
-    with Progress("edit", total=system.m * (decisions + 2 + len(NUISANCES)), unit="edits") as progress:
-        found = units(system, S, parse_recipe(Settings, args.settings), args.seed, progress)
-    with atomic_path(args.out) as temporary:
-        found.to_parquet(temporary, index=False)
+    system, settings = load_system(args.system, args.world), parse_recipe(Settings, args.settings)
+    if not 0 < settings.floor <= settings.n:
+        raise VceError(f"settings: floor {settings.floor} of n {settings.n} latents; mend `contrastive` in config/")
+    S, facts = load_shift(args.shift, system)
+    began = time.perf_counter()
+    with Progress(f"measure {args.system}", total=system.m + 1, unit="parts") as progress:
+        found = edits(system, S, settings.n, settings.floor, args.seed, progress.advance)
+    cost = {"system": args.system, "seconds": time.perf_counter() - began, "evaluations": found.looked}
+    if settings.compared:
+        compare(found, args.seed)
+    tables = {
+        "edits": found.table,
+        "joint": joint(system, S, settings.joint, args.seed) if settings.joint else pd.DataFrame(),
+        "local": local(system, S, settings, args.seed) if settings.local else pd.DataFrame(),
+    }
+    changed = float(frozen_hash(system) != facts["frozen"])
+    tables["frozen"] = pd.DataFrame([{"system": args.system, "seed": args.seed, "changed": changed}])
+    for name, table in tables.items():
+        with atomic_path(args.out / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+    began = time.perf_counter()
+    look(generated(found.w[:CHUNK], system), system)
+    cost["pass_seconds"] = (time.perf_counter() - began) / min(CHUNK, settings.n)
+    report = {"commit": commit(), "seed": args.seed, "cells": [cost]}
+    write_atomic(args.out / "cost.json", json.dumps(report, indent=1, sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Job: train a shift predictor S (contrastive spec §2.3); generator and classifiers stay as they are.
+"""Job: train shift predictors S (contrastive spec §2.3); generator and classifiers stay as they are.
 
-python -m papers.contrastive.train --recipe '{"steps": 200}' --seed 0 --out F
+python -m papers.contrastive.train --recipes '{"face-gan": {"steps": 200}}' --seed 0 --out DIR
+python -m papers.contrastive.train --recipes '{"faces": {"steps": 1500}}' --world F --seed 0 --out DIR
+
+Files are SYSTEM-SEED.safetensors.
 """
 
 import argparse
@@ -12,14 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from common.errors import VceError, one_line_errors
 from common.progress import Progress
 from common.scales import parse_recipe
 from common.tensors import not_a, read_tensors, write_tensors
-from papers.contrastive.method import Generator, LabelLogits, ShiftPredictor, random_conditions, shift_loss
-from papers.contrastive.systems import System, packaged_faces
+from papers.contrastive.method import ShiftPredictor, random_conditions, shift_loss
+from papers.contrastive.systems import System, load_system
 
 KIND = "shift predictor"
 
@@ -39,31 +41,26 @@ class Recipe:
 
 
 def train_shift(
-    G: Generator,
-    f: LabelLogits,
-    d: int,
-    m: int,
-    recipe: Recipe,
-    seed: int,
-    progress: Callable[[dict], None] | None = None,
+    system: System, recipe: Recipe, seed: int, progress: Callable[[dict], None] | None = None
 ) -> ShiftPredictor:
-    """Fit S for standard normal latents of size d and m labels: Adam, one-cycle rate; same seed, same bits.
+    """Fit S to the latents and the asked labels of a system: Adam, one-cycle rate; same seed, same bits.
 
     Returns it in evaluation mode, where its dropout is off, its parameters frozen. Raises VceError when the loss stops
     being finite.
     """
+    f = system.asked.at_random(torch.Generator().manual_seed(seed))
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)  # of the weights and of dropout
-        S = ShiftPredictor(d, m, recipe.hidden)
+        S = ShiftPredictor(system.d, system.m, recipe.hidden)
         generator = torch.Generator().manual_seed(seed)
         adam = torch.optim.Adam(S.parameters(), recipe.learning_rate, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(adam, recipe.learning_rate, total_steps=recipe.steps)
         for step in range(recipe.steps):
-            w = torch.randn(recipe.batch_size, d, generator=generator)
+            w = system.sample(recipe.batch_size, generator)
             if recipe.neighbourhood is not None:
-                w = w[:1] + recipe.neighbourhood * w
-            c = random_conditions(len(w), m, generator, recipe.sparse)
-            loss = shift_loss(S, w, c, G, f, recipe.lam)
+                w = w[:1] + recipe.neighbourhood * torch.randn(w.shape, generator=generator)
+            c = random_conditions(len(w), system.m, generator, recipe.sparse)
+            loss = shift_loss(S, w, c, system.G, f, recipe.lam)
             adam.zero_grad()
             loss.backward(inputs=list(S.parameters()))  # nothing gathers in G and f
             adam.step()
@@ -78,10 +75,9 @@ def train_shift(
 def frozen_hash(system: System) -> str:
     """sha256 over all parameters and buffers of the generator and of the classifiers: the same before and after."""
     sha = hashlib.sha256()
-    for module in (system.G, *(classifier for classifier, _ in system.labels.classifiers)):
-        if isinstance(module, nn.Module):
-            for name, tensor in sorted(module.state_dict().items()):
-                sha.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    for module in system.modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            sha.update(name.encode() + tensor.contiguous().numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -90,36 +86,40 @@ def save_shift(S: ShiftPredictor, path: Path, facts: dict) -> None:
     write_tensors(path, KIND, S.state_dict(), {"d": S.d, "m": S.m, "hidden": S.hidden, "facts": facts})
 
 
-def load_shift(path: Path | str, d: int, m: int) -> ShiftPredictor:
-    """S of a file of `save_shift`, in evaluation mode, frozen. Raises VceError when the file is damaged, or when S was
-    made for latents of another size than `d` or for another number of labels than `m`."""
+def load_shift(path: Path | str, system: System) -> tuple[ShiftPredictor, dict]:
+    """S of a file of `save_shift`, in evaluation mode, frozen, and its facts. Raises VceError when the file is damaged,
+    or when S was made for latents of another size than the system's, or for other labels."""
     header, state = read_tensors(path, KIND)
     try:
         S = ShiftPredictor(header["d"], header["m"], header["hidden"])
         S.load_state_dict(state, strict=True)
     except (KeyError, TypeError, RuntimeError) as error:
         raise not_a(KIND, path, "its tensors are not those of its network") from error
-    if (S.d, S.m) != (d, m):
-        raise VceError(f"{path}: made for latents of size {S.d} and {S.m} labels, not {d} and {m}; train it anew")
-    return S.eval().requires_grad_(False)
+    made, here = (S.d, tuple(header["facts"].get("labels", ()))), (system.d, system.asked.names)
+    if made != here:
+        raise VceError(
+            f"{path}: made for latents of size {made[0]} and the labels {', '.join(made[1]) or 'of nobody'}, not for"
+            f" size {here[0]} and {', '.join(here[1])}; train it anew"
+        )
+    return S.eval().requires_grad_(False), header["facts"]
 
 
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=json.loads, required=True, help="JSON: fields of Recipe")
+    parser.add_argument("--recipes", type=json.loads, required=True, help="JSON: fields of Recipe by system")
+    parser.add_argument("--world", type=Path, help="the file of the face world, for its systems")
     parser.add_argument("--seed", type=int, required=True, help="of the weights, the latents and the conditions")
-    parser.add_argument("--out", type=Path, required=True, help="the file of S")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the files")
     args = parser.parse_args()
-    recipe, system = parse_recipe(Recipe, args.recipe), packaged_faces()
-    before = frozen_hash(system)
-    f = system.asked.at_random(torch.Generator().manual_seed(args.seed))
-    with Progress("train the shift", total=recipe.steps, unit="steps") as progress:
-        S = train_shift(system.G, f, system.d, system.m, recipe, args.seed, lambda facts: progress.advance())
-    facts = {"recipe": asdict(recipe), "seed": args.seed, "labels": system.asked.names, "frozen": before}
-    if frozen_hash(system) != before:
-        raise VceError("generator or classifiers changed while the shift was trained; freeze them")
-    save_shift(S, args.out, facts)
+    recipes = {name: parse_recipe(Recipe, fields) for name, fields in args.recipes.items()}
+    with Progress("train the shifts", total=sum(recipe.steps for recipe in recipes.values()), unit="steps") as progress:
+        for name, recipe in recipes.items():
+            system = load_system(name, args.world)
+            before = frozen_hash(system)
+            S = train_shift(system, recipe, args.seed, lambda facts: progress.advance())
+            facts = {"recipe": asdict(recipe), "seed": args.seed, "labels": system.asked.names, "frozen": before}
+            save_shift(S, args.out / f"{name}-{args.seed}.safetensors", facts)
 
 
 if __name__ == "__main__":

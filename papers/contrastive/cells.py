@@ -1,0 +1,228 @@
+"""Job: from the edits of all systems and seeds to the tables that the claims are about.
+
+python -m papers.contrastive.cells --measured DIR... --sweeps F... --worlds F... --out DIR --cost F
+
+sets.parquet: every score of every cell, on all latents (`half` 0) and on halves of them. errors.parquet: how far the
+scores of a regime are from the truth, in the mean over attributes, on the same halves; single.parquet: each score with
+its truths. units.parquet: of single latents, whether the decision after an edit is the one that the rule gives.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from common.errors import one_line_errors
+from common.files import atomic_path
+from common.metrics.causal import SCORES, observational
+from common.results import COLUMNS, KEY, write_rows
+from common.tables import cost_table
+from papers.contrastive import faces
+from papers.contrastive.systems import load_world
+
+HALVES = 100
+SHOWN = 300  # latents of a cell that the long table holds
+NAMES = ("nec", "suf", "nesuf")
+EDITED = ("clamp_others", "clamp_nondesc", "free")  # regimes in which somebody asks for something
+TRUTHS = {"all": faces.ATTRIBUTES, "causes": faces.CAUSES, "irrelevant": ("smile", "mustache")}
+KEYS = ["system", "seed", "regime", "attribute"]
+
+
+def cells(edits: pd.DataFrame) -> Iterator[tuple[dict, str, pd.DataFrame]]:
+    """Facts of every cell, its decision, and its rows with `o` and `e`, the decision before and after the edit."""
+    for keys, cell in edits.groupby([*KEYS, "decision"]):
+        facts, named = dict(zip(KEYS, keys[:-1], strict=True)), keys[-1]
+        known = [column.removeprefix("before_") for column in cell if column.startswith("before_")]
+        known = [name for name in known if cell[f"before_{name}"].notna().all()]
+        asked = set(edits.loc[edits["system"] == facts["system"], "attribute"])
+        decisions = (
+            [named] if named else [name for name in known if name not in asked or facts["regime"] != "clamp_others"]
+        )
+        for t in decisions:
+            if t != facts["attribute"]:
+                yield facts, t, cell.assign(o=cell[f"before_{t}"].astype(int), e=cell[f"after_{t}"].astype(int))
+
+
+def halves(n: int) -> np.ndarray:
+    """(1 + HALVES)×n weights: everybody, then halves drawn without replacement, the same for every cell of n."""
+    rng = np.random.Generator(np.random.Philox(key=n))
+    drawn = rng.random((HALVES, n)).argsort(1) < n // 2
+    return np.vstack([np.ones((1, n)), drawn])
+
+
+def halved(columns: list[np.ndarray], weights: np.ndarray, strata: int = 2) -> np.ndarray:
+    """Tables …×strata×2×2 of `common.metrics.causal.tabulate` for every row of weights."""
+    shape = (strata, *[2] * (len(columns) - 1))
+    where = np.ravel_multi_index([np.asarray(column, dtype=int) for column in columns], shape)
+    return (weights @ np.eye(int(np.prod(shape)))[where]).reshape(-1, *shape)
+
+
+def set_table(edits: pd.DataFrame) -> pd.DataFrame:
+    """Every score of every cell, and of the edits that reached their target, on all latents and on halves."""
+    frames = []
+    for facts, decision, cell in cells(edits):
+        for protocol in ("itt", "per protocol"):
+            if protocol != "itt" and facts["regime"] not in EDITED:
+                continue
+            weights = halves(len(cell)) * (1 if protocol == "itt" else cell["reached"].to_numpy())
+            tables = halved([cell["x"], cell["o"], cell["e"]], weights)
+            for score, (statistic, _) in SCORES.items():
+                found = {"half": range(len(tables)), "value": statistic(tables), "n": int(weights[0].sum())}
+                frames.append(pd.DataFrame(found).assign(**facts, decision=decision, score=score, protocol=protocol))
+    return pd.concat(frames, ignore_index=True)
+
+
+def ruled(cell: pd.DataFrame, decision: str, attribute: str, when: str) -> np.ndarray:
+    """The decision of the rule on what the annotator sees before the edit (`o`), or with the attribute alone turned
+    over (`e`)."""
+    present = torch.from_numpy(cell[[f"before_{name}" for name in faces.ATTRIBUTES]].to_numpy().astype(int))
+    if when == "e":
+        k = faces.ATTRIBUTES.index(attribute)
+        present[:, k] = 1 - present[:, k]
+    return faces.RULES[decision](present).numpy()
+
+
+def estimates(edits: pd.DataFrame) -> Iterator[tuple[dict, str, int, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Facts, decision, number of latents, the scores on all latents and halves, and those of the rule on the same
+    latents: of every regime, and of four that need no edit. `zero`: nothing matters. `unadjusted` and `adjusted`:
+    LEWIS's estimates, without a back-door set and with the parent of the attribute. `association`: for each score."""
+    for facts, decision, cell in cells(edits):
+        if decision not in faces.RULES:
+            continue
+        weights, attribute = halves(len(cell)), facts["attribute"]
+        tables = halved([cell["x"], cell["o"], cell["e"]], weights)
+        truth = halved([cell["x"], *(ruled(cell, decision, attribute, when) for when in ("o", "e"))], weights)
+        matched = {name: SCORES[name][0](truth) for name in NAMES}
+        yield facts, decision, len(cell), {name: SCORES[name][0](tables) for name in NAMES}, matched
+        if facts["regime"] != "clamp_others":
+            continue
+        stratum = np.zeros(len(cell)) if attribute not in ("gray", "glasses") else cell["before_old"]
+        seen = [cell["x"], cell["o"]]
+        without = {
+            "zero": dict.fromkeys(NAMES, np.zeros(len(tables))),
+            "unadjusted": observational(halved([np.zeros(len(cell)), *seen], weights)),
+            "adjusted": observational(halved([stratum, *seen], weights)),
+            "association": dict.fromkeys(NAMES, SCORES["association"][0](tables)),
+        }
+        for regime, scores in without.items():
+            yield facts | {"regime": regime}, decision, len(cell), scores, matched
+
+
+def error_tables(edits: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean absolute error over attributes and scores of every regime and rule: against the exact truth (of
+    `clamp_nondesc` the total effect, else the direct one), and against the rule on the labels of the same latents. And
+    every score apart, with its truths, on all latents."""
+    rows = []
+    for facts, decision, n, scores, matched in estimates(edits):
+        effect = "total" if facts["regime"] == "clamp_nondesc" else "direct"
+        exact = faces.exact(decision, facts["attribute"], effect)
+        for name in NAMES:
+            for truth, value in (("exact", exact[name]), ("population", matched[name])):
+                error = np.abs(scores[name] - value)
+                line = facts | {"decision": decision, "truth": truth, "score": name, "n": n}
+                rows.append(line | {"error": error, "value": scores[name][0], "true": np.atleast_1d(value)[0]})
+    table = pd.DataFrame(rows)
+    frames = []
+    for over, attributes in TRUTHS.items():
+        some = table[table["attribute"].isin(attributes)]
+        for keys, cell in some.groupby(["system", "seed", "regime", "decision", "truth"]):
+            mean = np.nanmean(np.stack(cell["error"]), axis=0)
+            found = pd.DataFrame({"half": range(len(mean)), "error": mean})
+            named = dict(zip(("system", "seed", "regime", "decision", "truth"), keys, strict=True))
+            frames.append(found.assign(**named, over=over, n=int(cell["n"].min())))
+    single = table.drop(columns="error").assign(error=table["error"].map(lambda errors: errors[0]))
+    return pd.concat(frames, ignore_index=True), single
+
+
+def unit_table(edits: pd.DataFrame) -> pd.DataFrame:
+    """Per latent, regime and rule, in the mean over attributes: whether the decision after the edit is not the rule's
+    (`wrong`), of true causes alone, and whether it would have been wrong to say that nothing changes (`zero`)."""
+    frames = []
+    for facts, decision, cell in cells(edits):
+        if decision not in faces.RULES or facts["regime"] in ("clamp_nondesc", "move", "mirror", "blur", "stay"):
+            continue
+        e = ruled(cell, decision, facts["attribute"], "e")
+        found = {"wrong": np.abs(cell["e"] - e), "zero": np.abs(cell["o"] - e)}
+        frame = pd.DataFrame({"image": cell["image"], **found}).astype({"wrong": float, "zero": float})
+        frames.append(frame.assign(**facts, decision=decision, cause=float(facts["attribute"] in faces.CAUSES)))
+    table = pd.concat(frames, ignore_index=True)
+    zero = table[table["regime"] == "clamp_others"].assign(regime="zero")
+    zero["wrong"] = zero["zero"]
+    return pd.concat([table, zero], ignore_index=True).drop(columns="zero")
+
+
+def local_table(local: pd.DataFrame) -> pd.DataFrame:
+    """Per latent and rule the mean local score of attributes that the rule makes pivotal there, and of the others; of
+    latents that have both."""
+    frames = []
+    for (decision, attribute), cell in local[local["decision"].isin(faces.RULES)].groupby(["decision", "attribute"]):
+        now, then = (ruled(cell, decision, attribute, when) for when in ("o", "e"))
+        frames.append(cell.assign(pivotal=(now != then).astype(float)))
+    keys = ["system", "seed", "decision", "image"]
+    table = pd.concat(frames).groupby([*keys, "pivotal"])["effect"].mean().reset_index()
+    both = table.groupby(keys)["pivotal"].transform("nunique") == 2
+    return table[both].reset_index(drop=True)
+
+
+def long_table(edits: pd.DataFrame) -> pd.DataFrame:
+    """The first latents of every cell in the columns of all papers."""
+    some = edits[edits["image"] < f"latent-{SHOWN:05d}"]
+    world = np.where(some["system"] == "face-gan", "face-gan", "faces")
+    method = some["regime"] + "/" + some["attribute"] + np.where(some["decision"] == "", "", "/") + some["decision"]
+    rows = some.assign(
+        world=world, method=method, classifier=some["system"], source=some["x"], target=1 - some["x"], strength=1.0,
+        status=np.where(some["reached"] == 1, "ok", "not_flipped"), stratum="correct",
+        log_confidence=np.log(some["confidence"].clip(lower=1e-30)), oracle_valid=some["audited"],
+        oracle_share=some["audited"], steps=some["backward"],
+    )  # fmt: skip
+    return rows.reindex(columns=list(COLUMNS)).drop_duplicates(KEY)
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measured", type=Path, nargs="+", required=True, help="a folder per system and seed")
+    parser.add_argument("--sweeps", type=Path, nargs="+", required=True, help="the tables of the sweeps over λ")
+    parser.add_argument("--worlds", type=Path, nargs="+", required=True, help="the files of the face worlds")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
+    parser.add_argument("--cost", type=Path, required=True, help="seconds and overhead, which are not deterministic")
+    args = parser.parse_args()
+    measured = {}
+    for name in ("edits", "joint", "local", "frozen"):
+        tables = [pd.read_parquet(folder / f"{name}.parquet") for folder in args.measured]
+        measured[name] = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    edits = measured["edits"]
+    rendered = edits[edits["system"] != "face-gan"]
+    errors, single = error_tables(rendered)
+    outputs = {
+        **measured,
+        "local": local_table(measured["local"]),
+        "sets": set_table(edits),
+        "errors": errors,
+        "single": single,
+        "units": unit_table(rendered),
+        "sweep": pd.concat([pd.read_parquet(path) for path in args.sweeps], ignore_index=True),
+    }
+    for name, table in outputs.items():
+        with atomic_path(args.out / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+    gates = []
+    for path in args.worlds:
+        facts = load_world(path)[1]
+        gates += [
+            {"world": "faces", "classifier": name, "seed": facts["seed"], **gate}
+            for name, gate in facts["gate"].items()
+        ]
+    with atomic_path(args.out / "tables" / "gate.csv") as temporary:
+        pd.DataFrame(gates).to_csv(temporary, index=False, float_format="%.4f")
+    write_rows(long_table(edits), args.out / "rows.parquet")
+    with atomic_path(args.cost) as temporary:
+        costs = [folder / "cost.json" for folder in args.measured]
+        cost_table(costs, ["pass_seconds"]).to_parquet(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()
