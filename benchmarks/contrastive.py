@@ -16,8 +16,8 @@ from common.classifiers.expression import EXPRESSIONS, expression
 from common.generators.gan import LATENT, face_gan
 from common.progress import Progress
 from common.statistics import wilson
-from papers.contrastive.labels import Labels
-from papers.contrastive.measure import flipping_shifts, labelled, random_shifts
+from papers.contrastive.edits import flipping_shifts, labelled, random_shifts
+from papers.contrastive.labels import AgainstRest, Labels
 from papers.contrastive.systems import System
 from papers.contrastive.train import Recipe, train_shift
 
@@ -30,13 +30,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    f = Labels(("smile",), ((expression(), (EXPRESSIONS.index("happy"),)),))
-    system = System(face_gan(), f, LATENT, m=1)
-    labels = f.at_random(torch.Generator().manual_seed(args.seed))
+    smile = Labels(("smile",), (AgainstRest(expression(), (EXPRESSIONS.index("happy"),)),))
+    system = System("smile", face_gan(), LATENT, smile, Labels((), (), ()))
     start = time.perf_counter()
     with Progress("train", total=args.steps, unit="steps") as progress:
         recipe = Recipe(args.steps, sparse=True)
-        S = train_shift(system.G, labels, LATENT, 1, recipe, args.seed, lambda facts: progress.advance())
+        S = train_shift(system, recipe, args.seed, lambda facts: progress.advance())
     print(f"trained in {time.perf_counter() - start:.0f} s, {args.steps} steps of {recipe.batch_size} faces")
     generator = torch.Generator().manual_seed(args.seed + 1)
     w = torch.randn(args.faces, LATENT, generator=generator)

@@ -34,6 +34,7 @@ def explain(
         typer.Option(
             help="A name from 'vce classifiers', a checkpoint FILE.safetensors, or package.module:build; by default"
             " imagenet/efficientnet-lite0. clarity explains its own: clarity/mnist, clarity/scenes or a systems FILE."
+            " contrastive: contrastive/smile or contrastive/male."
         ),
     ] = None,
     radius: Annotated[
@@ -43,7 +44,7 @@ def explain(
             "--strength",
             help="Strength of the change; up to 8 values. svce: l1.5 radius, by default 50 75 100 at 224 px. clarity,"
             " disc: own confidence to reach, by default .5 .9 .99. fido: share of the pixels to in-fill, by default"
-            " .05 .1 .2 .4.",
+            " .05 .1 .2 .4. contrastive: multiple of the shift, by default .5 1 1.5.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random streams.")] = 0,
@@ -60,6 +61,8 @@ def explain(
     Example: vce explain --method disc --image cat.png --target "Egyptian cat" --out out
 
     Example: vce explain --method fido --image cat.png --out out
+
+    Example: vce explain --method contrastive --image face.png --target smile --out out
 
     Look at out/cat/overview.png first; its pictures and numbers lie beside it.
 
@@ -84,6 +87,50 @@ def explain(
     typer.echo(f"results in {out}")
     if any(record["status"] == "unreadable" for record in records):
         raise typer.Exit(1)
+
+
+@app.command()
+def scores(
+    out: Annotated[Path, typer.Option(help="Folder for the tables and the trained shift.")],
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An attribute to move, as NAME=CLASS@CLASSIFIER; classes are names, numbers or ranges such as 30..80,"
+            " separated by commas, against all others. Repeatable. By default the packaged smile and gender."
+        ),
+    ] = None,
+    decision: Annotated[
+        list[str] | None, typer.Option(help="A decision that is never asked for, likewise. Repeatable.")
+    ] = None,
+    generator: Annotated[
+        str, typer.Option(help="face-gan, a VAE FILE.safetensors, or package.module:build.")
+    ] = "face-gan",
+    n: Annotated[int, typer.Option(min=1, help="Images that are edited.")] = 500,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of the shift.")] = 400,
+    lam: Annotated[float, typer.Option(min=0, help="λ, the price of a longer shift.")] = 0.05,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the shift.")] = 0,
+) -> None:
+    """Necessity and sufficiency of attributes for decisions of your classifiers, under a generator.
+
+    Of those who have the attribute and got the decision, how many would lose it without (NEC); of those who have
+    neither, how many would gain it (SUF). A score is as good as the validity beside it: a failed edit counts as "makes
+    no difference".
+
+    Example: vce scores --out out
+
+    Example: vce scores --label smile=happy@common.classifiers.expression:expression --decision
+    male=male@common.classifiers.demographics:gender --n 300 --out out
+    """
+    from common.progress import Progress
+    from papers.contrastive import scores as contrastive
+    from papers.contrastive.train import Recipe
+
+    system = contrastive.own_system(generator, label or [], decision or [])
+    recipe = Recipe(steps, lam=lam, sparse=True)
+    with Progress("scores", total=recipe.steps + system.m + 1, unit="steps") as progress:
+        tables = contrastive.scores(system, recipe, n, seed, out, progress.advance)
+    typer.echo(contrastive.summary(tables))
+    typer.echo(f"tables in {out}")
 
 
 @app.command()

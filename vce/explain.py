@@ -236,6 +236,11 @@ def _write_result(
     status = rows[chosen]["status"]
     mask = None if answer.saliency is None else (answer.saliency[sample] > 0.5).float()
     area = {} if mask is None else {"mask_area": _number(mask.mean())}
+    if reference is not None:  # what the method's own change starts from, and how far that is from the image
+        area["reconstruction_error"] = {
+            "mean_abs": _number((reference - image).abs().mean()),
+            "rms": _number((reference - image).square().mean().sqrt()),
+        }
     record = {"status": status} | facts | area | {"chosen": rows[chosen][label], "counterfactuals": rows}
     source, target = facts["source"], facts["target"]
     shown, value = (source, "source_confidence") if METHODS[request.method].untargeted else (target, "confidence")

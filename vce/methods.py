@@ -59,6 +59,11 @@ def shares(shape: tuple[int, int, int]) -> tuple[float, ...]:
     return (0.05, 0.1, 0.2, 0.4)
 
 
+def steps(shape: tuple[int, int, int]) -> tuple[float, ...]:
+    """Multiples of the shift; 1 is the paper's."""
+    return (0.5, 1.0, 1.5)
+
+
 METHODS = {
     "svce": Method("papers.svce.explain:explain", svce_radii, "eps"),
     "clarity": Method(
@@ -77,6 +82,15 @@ METHODS = {
         about="the smallest deletion of the class that is seen (SDR), in-filled by linear imputation; the target only"
         " names the class whose confidence is recorded",
         untargeted=True,
+    ),
+    "contrastive": Method(
+        "papers.contrastive.explain:explain",
+        steps,
+        "alpha",
+        "contrastive/smile",
+        "papers.contrastive.explain:load_shipped",
+        about="the image is first drawn by the packaged face GAN, as nearly as it can (reconstruction); what changes is"
+        " that drawing's label, and its other labels are held",
     ),
 }
 

@@ -39,9 +39,10 @@ SEARCH_STEPS = {
 CROPS = 3  # images that FIDO's classifiers see per training image
 INFILL_BATCH = 16
 SHIFT_BATCH = 32
-EDITS, FLOORS = 7, 5  # labellings of the contrastive method's whole population, and of its floor's
-SHIFT_PASS_SECONDS = 0.010  # a generated face through three classifiers and back, one core (measured)
-LABEL_SECONDS = 0.023  # a generated face, labelled under eight transforms (measured)
+EDITED, FLOORS = {"face-gan": 4, "faces": 11}, 4  # edits of every latent, and what few of them are asked without one
+COMPARED = 190  # passes of all baselines per latent and label
+RENDERED_PASS_SECONDS = 0.0004  # a rendered face through decoder and classifiers, one core (measured)
+GAN_TRAINED, GAN_LABELLED = 25, 58  # of those a face of the GAN counts as: there and back, and under eight transforms
 CURVE, MAP_PASSES = 14, 40  # in-filled images per map and judging in-fill, and for all other measures
 
 
@@ -94,11 +95,10 @@ def plan(scale: str) -> tuple[list[Target], list[str]]:
         "diffusion": (UNET_PASS_SECONDS, JOB_GIB),
         "fido_photos": (2 * PHOTO_PASS_SECONDS, PHOTO_GIB),  # the in-fill costs as much again
         "infiller": (INFILL_PASS_SECONDS, JOB_GIB),
-        "contrastive_train": (SHIFT_PASS_SECONDS, JOB_GIB),
-        "contrastive_measure": (LABEL_SECONDS, JOB_GIB),
         "class_autoencoders": (AUTOENCODER_PASS_SECONDS, JOB_GIB),
         **{rule: (VAE_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("vae_")},
         **{rule: (MEMBER_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("clarity_")},
+        **{rule: (RENDERED_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("contrastive_")},
         **{rule: (INVERSION_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("disc_")},
     }
     targets = []
@@ -118,7 +118,7 @@ def passes_of(rule: str, config: dict) -> int:
     if rule.startswith("fido_"):
         return _fido_passes(rule, config)
     if rule.startswith("contrastive_"):
-        return _contrastive_passes(rule, config["contrastive"])
+        return _contrastive_passes(rule, config["contrastive"], config["seeds"])
     if rule == "infiller":
         recipes = config["infillers"].values()
         return sum(recipe["steps"] * INFILL_BATCH for recipe in recipes) // len(recipes)  # one job each
@@ -241,14 +241,38 @@ def _fido_passes(rule: str, config: dict) -> int:
     return 0
 
 
-def _contrastive_passes(rule: str, contrastive: dict) -> int:
-    """Faces that a job of the contrastive method makes and labels: once in training, under all transforms elsewhere."""
-    if rule == "contrastive_train":
-        return contrastive["recipe"]["steps"] * SHIFT_BATCH
+def _contrastive_passes(rule: str, contrastive: dict, seeds: list[int]) -> int:
+    """Rendered faces through decoder and classifiers in one job of the contrastive method; a face of the GAN counts as
+    `GAN_TRAINED` or `GAN_LABELLED` of them. Jobs of one rule that differ count as their mean."""
+    systems, jobs = contrastive["systems"], contrastive["train_jobs"]
+    if rule == "contrastive_world":
+        world = contrastive["world"]
+        epochs = 6 * world["epochs"] + world["audit_epochs"]  # seven classifiers, one of them the auditor
+        return world["faces"] * world["vae"]["epochs"] + world["images"] * epochs
+    for job in jobs:
+        if rule == rule_of("contrastive_train", job[:1]):
+            return sum(_shift_passes(name, systems[name]["recipe"]) for name in job)
     if rule == "contrastive_measure":
-        n = contrastive["n"].values()
-        return EDITS * sum(n) // len(n) + FLOORS * contrastive["floor"]
+        asked = [(name, systems[name]["settings"][seed]) for job in jobs for name in job for seed in seeds]
+        return sum(_edit_passes(name, settings) for name, settings in asked) // len(asked)
+    if rule == "contrastive_sweep":
+        entries = [(name, contrastive["sweeps"][name]) for name in contrastive["swept"]]
+        runs = [(name, entry, len(set(entry["seeds"]) & set(seeds))) for name, entry in entries]
+        passes = sum(count * len(entry["lams"]) * _shift_passes(name, entry["recipe"]) for name, entry, count in runs)
+        return passes // max(sum(count for _, _, count in runs), 1)
     return 0
+
+
+def _shift_passes(system: str, recipe: dict) -> int:
+    return recipe["steps"] * recipe.get("batch_size", SHIFT_BATCH) * (GAN_TRAINED if system == "face-gan" else 1)
+
+
+def _edit_passes(system: str, settings: dict) -> int:
+    kind, labels = ("face-gan", 2) if system == "face-gan" else ("faces", 5)
+    images = settings["n"] * (1 + EDITED[kind]) + settings["floor"] * (labels + FLOORS)
+    images += 2 * settings.get("joint", 0) + settings.get("local", 0) * settings.get("neighbours", 8) * (1 + labels)
+    images += settings["floor"] * COMPARED * labels if settings.get("compared") else 0
+    return images * (GAN_LABELLED if labels == 2 else 1)
 
 
 def _job_passes(job: list[str], paper: dict, passes: Callable[[dict, dict], int]) -> int:

@@ -8,6 +8,7 @@ its truths. units.parquet: of single latents, whether the decision after an edit
 """
 
 import argparse
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,20 +33,26 @@ KEYS = ["system", "seed", "regime", "attribute"]
 
 
 def cells(edits: pd.DataFrame) -> Iterator[tuple[dict, str, pd.DataFrame]]:
-    """Facts of every cell, its decision, and its rows with `o` and `e`, the decision before and after the edit."""
-    for keys, cell in edits.groupby([*KEYS, "decision"]):
-        facts, named = dict(zip(KEYS, keys[:-1], strict=True)), keys[-1]
-        known = [column.removeprefix("before_") for column in cell if column.startswith("before_")]
-        known = [name for name in known if cell[f"before_{name}"].notna().all()]
-        asked = set(edits.loc[edits["system"] == facts["system"], "attribute"])
-        decisions = (
-            [named] if named else [name for name in known if name not in asked or facts["regime"] != "clamp_others"]
-        )
-        for t in decisions:
-            if t != facts["attribute"]:
-                yield facts, t, cell.assign(o=cell[f"before_{t}"].astype(int), e=cell[f"after_{t}"].astype(int))
+    """Facts of every cell, its decision, and its rows with `o` and `e`, the decision before and after the edit.
+
+    A row without a named decision counts for those that no edit asks for and, where asked labels are decisions about
+    one another, in every regime that holds none of them for the others too.
+    """
+    for system, part in edits.groupby("system"):
+        labels = [name.removeprefix("before_") for name in part.dropna(axis=1, how="all") if name.startswith("before_")]
+        asked, mutual = set(part["attribute"]), (part["decision"] != "").any()
+        free = [name for name in labels if name not in asked]
+        for keys, cell in part.groupby([*KEYS[1:], "decision"]):
+            facts = {"system": system} | dict(zip(KEYS[1:], keys[:-1], strict=True))
+            shared = labels if mutual and facts["regime"] != "clamp_others" else free
+            for t in [keys[-1]] if keys[-1] else shared:
+                if t != facts["attribute"]:
+                    before = [f"before_{name}" for name in labels]
+                    found = cell[["image", "x", "reached", *before]]
+                    yield facts, t, found.assign(o=cell[f"before_{t}"].astype(int), e=cell[f"after_{t}"].astype(int))
 
 
+@functools.lru_cache(maxsize=8)
 def halves(n: int) -> np.ndarray:
     """(1 + HALVES)×n weights: everybody, then halves drawn without replacement, the same for every cell of n."""
     rng = np.random.Generator(np.random.Philox(key=n))
@@ -62,7 +69,7 @@ def halved(columns: list[np.ndarray], weights: np.ndarray, strata: int = 2) -> n
 
 def set_table(edits: pd.DataFrame) -> pd.DataFrame:
     """Every score of every cell, and of the edits that reached their target, on all latents and on halves."""
-    frames = []
+    facts_of, values = [], []
     for facts, decision, cell in cells(edits):
         for protocol in ("itt", "per protocol"):
             if protocol != "itt" and facts["regime"] not in EDITED:
@@ -70,9 +77,11 @@ def set_table(edits: pd.DataFrame) -> pd.DataFrame:
             weights = halves(len(cell)) * (1 if protocol == "itt" else cell["reached"].to_numpy())
             tables = halved([cell["x"], cell["o"], cell["e"]], weights)
             for score, (statistic, _) in SCORES.items():
-                found = {"half": range(len(tables)), "value": statistic(tables), "n": int(weights[0].sum())}
-                frames.append(pd.DataFrame(found).assign(**facts, decision=decision, score=score, protocol=protocol))
-    return pd.concat(frames, ignore_index=True)
+                named = {"decision": decision, "score": score, "protocol": protocol, "n": int(weights[0].sum())}
+                facts_of.append(facts | named)
+                values.append(statistic(tables))
+    table = pd.DataFrame(facts_of).loc[np.repeat(np.arange(len(values)), HALVES + 1)].reset_index(drop=True)
+    return table.assign(half=np.tile(np.arange(HALVES + 1), len(values)), value=np.concatenate(values))
 
 
 def ruled(cell: pd.DataFrame, decision: str, attribute: str, when: str) -> np.ndarray:

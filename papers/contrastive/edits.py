@@ -75,11 +75,9 @@ def conditions(present: Tensor, k: int, system: System) -> Iterator[tuple[str, s
     """Regime, decision and condition of every edit of label k, for N×m present labels. The decision is never asked for:
     one that S steers has a condition of its own, the others share one."""
     opposite = 1 - present[:, k]
-    free = condition(present, k, opposite, "free")
-    yield "free", "", free
+    yield "free", "", condition(present, k, opposite, "free")
     held = condition(present, k, opposite, "clamp_others")
-    if not torch.equal(held, free):
-        yield "clamp_others", "", held
+    yield "clamp_others", "", held
     for t in range(system.m):
         if system.mutual and t != k:
             c = held.clone()

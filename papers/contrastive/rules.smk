@@ -15,10 +15,11 @@ CONTRASTIVE_TABLES = [
     "rates",
     "errors",
     "truth",
+    "ranking",
     "joint",
     "sweep",
 ]
-CONTRASTIVE_PLOTS = ["scores", "truth", "sweep"]
+CONTRASTIVE_PLOTS = ["scores", "truth", "errors", "sweep"]
 CONTRASTIVE_GRIDS = ["faces", "rendered", "local"]
 RESULTS_OF["contrastive"] = [
     f"{RESULTS}/contrastive/claims.json",
@@ -81,7 +82,7 @@ for job in CONTRASTIVE["train_jobs"]:
             [f"{CONTRASTIVE_SHIFTS}/{system}-{{seed}}.safetensors" for system in job],
         log:
             f"{LOGS}/contrastive/train-{name}-{{seed}}.log",
-        priority: 7
+        priority: 8 if job == ["face-gan"] else 7
         params:
             src=digest("papers.contrastive.train"),
             recipes=json.dumps(
@@ -113,7 +114,7 @@ rule contrastive_measure:
         f"{LOGS}/contrastive/measure-{{system}}-{{seed}}.log",
     wildcard_constraints:
         system="[a-z-]+",
-    priority: 6
+    priority: 7
     params:
         src=digest("papers.contrastive.measure"),
         settings=lambda wildcards: json.dumps(

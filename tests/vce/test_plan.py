@@ -116,21 +116,43 @@ def test_passes_of_fido_by_hand():
 
 
 def test_passes_of_the_contrastive_method_by_hand():
-    config = {"contrastive": {"recipe": {"steps": 7}, "n": {0: 10, 1: 4}, "floor": 3}, "svce": {}}
-    assert passes_of("contrastive_train", config) == 7 * planning.SHIFT_BATCH
-    assert passes_of("contrastive_measure", config) == 7 * 14 // 2 + 5 * 3
+    config = {
+        "contrastive": {
+            "world": {"faces": 100, "vae": {"epochs": 3}, "images": 50, "epochs": 2, "audit_epochs": 4},
+            "train_jobs": [["face-gan"], ["faces", "faces-matched"]],
+            "systems": {
+                "face-gan": {"recipe": {"steps": 7}, "settings": {0: {"n": 10, "floor": 3, "joint": 5}}},
+                "faces": {
+                    "recipe": {"steps": 4, "batch_size": 8},
+                    "settings": {0: {"n": 20, "floor": 2, "compared": True, "local": 3, "neighbours": 4}},
+                },
+                "faces-matched": {"recipe": {"steps": 2, "batch_size": 8}, "settings": {0: {"n": 20, "floor": 2}}},
+            },
+            "swept": ["faces"],
+            "sweeps": {"faces": {"recipe": {"steps": 3, "batch_size": 8}, "lams": [0, 1], "n": 9, "seeds": [0, 1]}},
+        },
+        "seeds": [0],
+        "svce": {},
+    }
+    assert passes_of("contrastive_world", config) == 100 * 3 + 50 * (6 * 2 + 4)
+    assert passes_of("contrastive_train_face_gan", config) == 7 * planning.SHIFT_BATCH * planning.GAN_TRAINED
+    assert passes_of("contrastive_train_faces", config) == 4 * 8 + 2 * 8
+    gan = (10 * 5 + 3 * 6 + 2 * 5) * planning.GAN_LABELLED
+    faces = 20 * 12 + 2 * 9 + 3 * 4 * 6 + 2 * 5 * planning.COMPARED
+    assert passes_of("contrastive_measure", config) == (gan + faces + 20 * 12 + 2 * 9) // 3
+    assert passes_of("contrastive_sweep", config) == 2 * 3 * 8
     assert passes_of("contrastive_tables", config) == 0
 
 
 def test_what_the_plan_knows_of_the_contrastive_method_is_so():
-    from papers.contrastive.measure import NUISANCES
-    from papers.contrastive.systems import packaged_faces
+    from papers.contrastive import baselines
+    from papers.contrastive.edits import NUISANCES
+    from papers.contrastive.systems import NETWORKS
     from papers.contrastive.train import Recipe
 
-    system = packaged_faces()
-    edits = 1 + system.m * len(system.labels.names)  # as it is; one by decision and one that is free per attribute
-    assert edits == planning.EDITS and system.m + len(NUISANCES) == planning.FLOORS
+    assert len(NUISANCES) + 1 == planning.FLOORS and len(NETWORKS) == 7
     assert Recipe(1).batch_size == planning.SHIFT_BATCH
+    assert sum(forward + backward for forward, backward in baselines.PASSES.values()) <= planning.COMPARED
 
 
 def test_what_the_plan_knows_of_fido_is_so():
@@ -161,7 +183,8 @@ def test_every_heavy_rule_of_a_scale_has_passes():
         heavy |= rule.startswith(("svce_explain_", "vae_", "clarity_train_", "clarity_explain_"))
         heavy |= rule.startswith(("disc_train_", "disc_explain_")) or rule in ("disc_hypotheses", "disc_students")
         heavy |= rule.startswith(("fido_train_", "fido_explain_", "fido_measure_"))
-        heavy |= rule in ("infiller", "fido_photos")
+        heavy |= rule in ("infiller", "fido_photos", "contrastive_world", "contrastive_measure", "contrastive_sweep")
+        heavy |= rule.startswith("contrastive_train_")
         assert (passes_of(rule, config) > 0) == heavy, rule
 
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from common.errors import VceError
-from papers.contrastive.labels import TRANSFORMS, Labels, against_rest, transformed
+from papers.contrastive.labels import TRANSFORMS, AgainstRest, Binary, Labels, transformed
 from papers.contrastive.method import ShiftPredictor, condition, counterfactual, random_conditions, shift_loss
+from papers.contrastive.prior import standard_normal
+from papers.contrastive.systems import System
 from papers.contrastive.train import Recipe, train_shift
 
 D, M = 6, 3
@@ -107,6 +109,11 @@ class Linear:
             self.f.bias.zero_()
             self.f.weight.copy_(4 * torch.linalg.qr(draw(D, D, seed=1)).Q[:M] @ self.G.weight.T)
 
+    @property
+    def system(self):
+        asked = Labels(tuple("abc"), (self.f,), ())
+        return System("linear", self.G, D, asked, Labels((), (), ()))
+
     def hashed(self):
         parts = [p.detach().numpy().tobytes() for module in (self.G, self.f) for p in module.parameters()]
         return hashlib.sha256(b"".join(parts)).hexdigest()
@@ -114,7 +121,7 @@ class Linear:
 
 def trained(world, seed=0, **changes):
     recipe = Recipe(**{"steps": 250, "hidden": 64, "learning_rate": 5e-3, **changes})
-    return train_shift(world.G, world.f, D, M, recipe, seed)
+    return train_shift(world.system, recipe, seed)
 
 
 def flips(world, S, regime="clamp_others"):
@@ -141,6 +148,17 @@ def test_a_larger_lambda_moves_less_and_flips_less():
     assert lengths[0] > lengths[1] > lengths[2] and rates[1] > 0.95 and rates[2] < 0.2
 
 
+def identity(f, seen=None):
+    """A system whose images are its latents, which `seen` collects."""
+
+    def G(w):
+        if seen is not None:
+            seen.append(w.detach())
+        return w
+
+    return System("identity", G, D, Labels(tuple("abc"), (f,), ()), Labels((), (), ()), standard_normal)
+
+
 def test_training_is_deterministic_and_says_where_it_diverges():
     world = Linear()
     one, two, other = (trained(world, seed=seed, steps=5) for seed in (0, 0, 1))
@@ -148,15 +166,13 @@ def test_training_is_deterministic_and_says_where_it_diverges():
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert not one.training
     with pytest.raises(VceError, match="training diverged in step 1"):
-        train_shift(lambda w: w, lambda x: x[:, :M] * torch.nan, D, M, Recipe(3, hidden=4), 0)
+        train_shift(identity(lambda x: x[:, :M] * torch.nan), Recipe(3, hidden=4), 0)
 
 
 def test_a_neighbourhood_is_one_latent_with_noise():
     seen = []
-    train_shift(
-        lambda w: seen.append(w.detach()) or w, lambda x: x[:, :M], D, M,
-        Recipe(2, batch_size=50, hidden=4, neighbourhood=0.1, learning_rate=1e-9, lam=0.0), 0,
-    )  # fmt: skip
+    recipe = Recipe(2, batch_size=50, hidden=4, neighbourhood=0.1, learning_rate=1e-9, lam=0.0)
+    train_shift(identity(lambda x: x[:, :M], seen), recipe, 0)
     for w in seen:
         assert 0.05 < (w - w.mean(0)).std() < 0.2  # dropout of an untrained net adds its own
 
@@ -167,7 +183,15 @@ def test_a_neighbourhood_is_one_latent_with_noise():
 def test_classes_against_the_rest_have_the_log_odds_of_the_soft_max():
     logits = draw(7, 5)
     p = logits.softmax(1)[:, [2, 4]].sum(1)
-    torch.testing.assert_close(against_rest(logits, (2, 4)), (p / (1 - p)).log())
+    torch.testing.assert_close(AgainstRest(nn.Identity(), (2, 4))(logits)[:, 0], (p / (1 - p)).log())
+
+
+def test_a_label_of_two_logits_has_the_log_odds_of_their_soft_max():
+    logits = draw(7, 2, 4)
+    p = logits.softmax(1)[:, 1]
+    odds = (p / (1 - p)).log()
+    torch.testing.assert_close(Binary(nn.Identity())(logits), odds)
+    torch.testing.assert_close(Binary(nn.Identity(), (3, 0))(logits), odds[:, [3, 0]])
 
 
 @given(st.integers(-2, 2), st.integers(-2, 2), st.booleans())
@@ -183,7 +207,7 @@ def test_a_transform_moves_pixels_and_repeats_the_edge(dy, dx, flip):
 
 def test_averaged_labels_do_not_see_a_mirror_and_a_random_transform_is_unbiased():
     f = nn.Sequential(nn.Flatten(), nn.Linear(3 * 36, 4))
-    labels = Labels(("a", "b"), ((f, (1,)), (f, (3,))))
+    labels = Labels(("a", "b"), (AgainstRest(f, (1,)), AgainstRest(f, (3,))))
     images = draw(5, 3, 6, 6)
     with torch.no_grad():
         averaged = labels.averaged(images)
