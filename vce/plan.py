@@ -39,7 +39,7 @@ SEARCH_STEPS = {
 CROPS = 3  # images that FIDO's classifiers see per training image
 INFILL_BATCH = 16
 SHIFT_BATCH = 32
-EDITED, FLOORS = {"face-gan": 4, "faces": 11}, 4  # edits of every latent, and what few of them are asked without one
+EDITED, NUISANCES = {"face-gan": 4, "faces": 11}, 3  # edits of every latent, and what few of them are asked without one
 COMPARED = 190  # passes of all baselines per latent and label
 RENDERED_PASS_SECONDS = 0.0004  # a rendered face through decoder and classifiers, one core (measured)
 GAN_TRAINED, GAN_LABELLED = 25, 58  # of those a face of the GAN counts as: there and back, and under eight transforms
@@ -269,7 +269,8 @@ def _shift_passes(system: str, recipe: dict) -> int:
 
 def _edit_passes(system: str, settings: dict) -> int:
     kind, labels = ("face-gan", 2) if system == "face-gan" else ("faces", 5)
-    images = settings["n"] * (1 + EDITED[kind]) + settings["floor"] * (labels + FLOORS)
+    images = settings["n"] * (1 + EDITED[kind]) + settings["floor"] * (labels + 1)
+    images += settings["floor"] * NUISANCES if settings.get("nuisances") else 0
     images += 2 * settings.get("joint", 0) + settings.get("local", 0) * settings.get("neighbours", 8) * (1 + labels)
     images += settings["floor"] * COMPARED * labels if settings.get("compared") else 0
     return images * (GAN_LABELLED if labels == 2 else 1)

@@ -140,9 +140,17 @@ class Edits:
         return pd.concat(self.frames, ignore_index=True)
 
 
-def edits(system: System, S: ShiftPredictor, n: int, floor: int, seed: int, advance: Callable[[], None]) -> Edits:
+def edits(
+    system: System,
+    S: ShiftPredictor,
+    n: int,
+    floor: int,
+    seed: int,
+    advance: Callable[[], None],
+    nuisances: bool = True,
+) -> Edits:
     """Every edit of every label that S steers, of n latents, the first `floor` of them also about random shifts and
-    nuisances. `advance` is called once per label and once after them.
+    `nuisances`. `advance` is called once per label and once after them.
 
     Raises VceError when a label never occurs or always does: there is nobody to compare with.
     """
@@ -166,7 +174,7 @@ def edits(system: System, S: ShiftPredictor, n: int, floor: int, seed: int, adva
                 directions = Streams(POPULATION, ids, (k,) * len(ids)).normal((system.d,), "random shift")
                 found.shifted(k, random_shifts(shift, directions)[few], {"random": [""]})
         advance()
-    unasked = {name: (None, nuisance(found.images[few])) for name, nuisance in NUISANCES.items()}
+    unasked = {name: (None, NUISANCES[name](found.images[few])) for name in (NUISANCES if nuisances else ())}
     unasked["stay"] = stay, generated(w[few] + stay, system)
     for name, (shift, after) in unasked.items():
         seen = look(after, system)

@@ -38,11 +38,13 @@ NEIGHBOURHOOD = 0.1  # of a local score: the noise that S is trained in as relea
 
 @dataclass(frozen=True)
 class Settings:
-    """How many latents are asked: `n` about edits, the first `floor` of them about random shifts, nuisances and, where
-    they are `compared`, baselines; `joint` about several labels at once, `local` in `neighbours` places around each."""
+    """How many latents are asked: `n` about edits, the first `floor` of them about random shifts and, where that is
+    asked for, `nuisances` and baselines (`compared`); `joint` about several labels at once, `local` in `neighbours`
+    places around each."""
 
     n: int
     floor: int
+    nuisances: bool = False
     compared: bool = False
     joint: int = 0
     local: int = 0
@@ -107,7 +109,7 @@ def main() -> None:
     S, facts = load_shift(args.shift, system)
     began = time.perf_counter()
     with Progress(f"measure {args.system}", total=system.m + 1, unit="parts") as progress:
-        found = edits(system, S, settings.n, settings.floor, args.seed, progress.advance)
+        found = edits(system, S, settings.n, settings.floor, args.seed, progress.advance, settings.nuisances)
     cost = {"system": args.system, "seconds": time.perf_counter() - began, "evaluations": found.looked}
     if settings.compared:
         compare(found, args.seed)

@@ -36,7 +36,7 @@ def home(tmp_path_factory):
     world = home / "world.safetensors"
     gan = json.dumps({"face-gan": {"steps": 3, "batch_size": 4, "hidden": 16, "sparse": True}})
     rendered = json.dumps(dict.fromkeys(SYSTEMS[1:], SHIFT))
-    settings = {"n": N, "floor": FEW, "joint": 30}
+    settings = {"n": N, "floor": FEW, "nuisances": True, "joint": 30}
     more = {"face-gan": {}, "faces": {"n": 120, "compared": True, "local": 20, "neighbours": 4}}
     with pytest.MonkeyPatch.context() as patch:
         run(patch, worlds, "--recipe", json.dumps(WORLD), "--seed", 0, "--out", world)
@@ -255,7 +255,10 @@ def test_the_same_commands_give_the_same_bytes(home, tmp_path, monkeypatch):
         run(monkeypatch, train, "--recipes", recipes, "--world", world, "--seed", seed, "--out", tmp_path)
     assert (tmp_path / "faces-0.safetensors").read_bytes() == (home / "faces-0.safetensors").read_bytes()
     assert (tmp_path / "faces-1.safetensors").read_bytes() != (home / "faces-0.safetensors").read_bytes()
-    shift, asked = home / "faces-matched-0.safetensors", json.dumps({"n": 120, "floor": FEW, "joint": 30})
+    shift, asked = (
+        home / "faces-matched-0.safetensors",
+        json.dumps({"n": 120, "floor": FEW, "nuisances": True, "joint": 30}),
+    )
     run(monkeypatch, measure, "--system", "faces-matched", "--world", world, "--shift", shift, "--settings", asked,
         "--seed", 0, "--out", tmp_path)  # fmt: skip
     assert (tmp_path / "edits.parquet").read_bytes() == (home / "faces-matched/edits.parquet").read_bytes()
