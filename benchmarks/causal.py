@@ -1,7 +1,7 @@
 """How often the 95 % intervals of NEC, SUF and NESUF hold the truth, and how far the estimates are from it, where the
 truth is known exactly: the faces' structural model, both decision rules of the contrastive spec (§9.1), direct effects.
 
-    python -m benchmarks.causal [--repeats 400] [--units 2000]
+    python -m benchmarks.causal [--repeats 1600] [--units 2000]
 
 Truths of exactly 0 or 1 have no interval to speak of, and are left out of the coverage. First a unit is an individual
 of the model, whose other arm the model itself answers: no generator and no classifier, so that what is seen is the
@@ -98,7 +98,7 @@ def print_renderer(units: int, generator: torch.Generator) -> None:
 def main() -> None:
     """Print the errors and the coverage of the scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=400)
+    parser.add_argument("--repeats", type=int, default=1600)
     parser.add_argument("--units", type=int, default=2000)
     args = parser.parse_args()
     torch.set_num_threads(1)
