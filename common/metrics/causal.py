@@ -10,6 +10,7 @@ n[c, x, o], …×C×2×2, with the stratum c of a back-door set. Leading dimensi
 a table of N is a multinomial draw, so a bootstrap draws whole tables.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,9 +80,16 @@ def estimate(name: str, n: np.ndarray, *, key: int = 0, replicates: int = REPLIC
     asked = int(conditional_on(n))
     if asked < FEWEST:
         return Score(np.nan, np.nan, np.nan, asked, f"{asked} units, of {FEWEST} that it takes")
-    tables = np.random.Generator(np.random.Philox(key=key)).multinomial(n.sum(), n.ravel() / n.sum(), replicates)
-    low, high = np.nanquantile(statistic(tables.reshape(replicates, *n.shape)), [0.025, 0.975])
+    low, high = np.nanquantile(statistic(_resampled(tuple(n.ravel()), key, replicates)), [0.025, 0.975])
     return Score(float(statistic(n)), float(low), float(high), asked)
+
+
+@functools.lru_cache(maxsize=1)
+def _resampled(counts: tuple[int, ...], key: int, replicates: int) -> np.ndarray:
+    """replicates×2×2×2 tables of as many units, drawn anew: the same for every score of a table."""
+    n = np.array(counts)
+    tables = np.random.Generator(np.random.Philox(key=key)).multinomial(n.sum(), n / n.sum(), replicates)
+    return tables.reshape(replicates, 2, 2, 2)
 
 
 def bounds(n: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:

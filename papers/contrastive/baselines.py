@@ -14,7 +14,7 @@ from papers.contrastive.systems import System
 EXTREME = 0.02  # of the scored latents at either end, what a direction is fitted to (InterFaceGAN's default)
 FIT = 4000  # latents that are scored
 GRID = 16  # steps along a direction, up to the mean distance of a latent from the mean latent
-STEPS, RATE, LAM = 60, 0.1, 0.05  # of the optimisation per image; λ is that of the shift
+STEPS, RATE, LAM = 40, 0.15, 0.05  # of the optimisation per image; λ is that of the shift
 CHUNK = 256
 
 
@@ -59,15 +59,14 @@ def latent_gradient(w: Tensor, k: int, G: Generator, f: Labels) -> Tensor:
 @torch.no_grad()
 def first_hit(w: Tensor, directions: Tensor, k: int, present: Tensor, system: System) -> Tensor:
     """N×d shifts along N×d `directions` of label k, towards or away as its `present` values ask: the first of `GRID`
-    steps at which it is seen to be the opposite, the last one where it never is."""
+    steps at which it is seen to be the opposite, none where it never is."""
     reach = (w - w.mean(0)).norm(dim=1).mean()
     steps = torch.linspace(0, 1, GRID + 1)[1:] * reach
     shifts = (1 - 2.0 * present)[:, None] * directions
     z = (w[:, None] + steps[:, None] * shifts[:, None]).flatten(0, 1)
     seen = torch.cat([system.asked(system.G(part))[:, k] > 0 for part in z.split(CHUNK)]).view(len(w), GRID)
     hit = seen != (present[:, None] == 1)
-    at = torch.where(hit.any(1), hit.int().argmax(1), GRID - 1)
-    return steps[at][:, None] * shifts
+    return (steps[hit.int().argmax(1)] * hit.any(1))[:, None] * shifts
 
 
 def optimised(w: Tensor, k: int, present: Tensor, system: System) -> Tensor:

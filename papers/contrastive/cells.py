@@ -16,19 +16,22 @@ import numpy as np
 import pandas as pd
 import torch
 
+from common.data.faces import PARENTS
 from common.errors import one_line_errors
 from common.files import atomic_path
-from common.metrics.causal import SCORES, observational
+from common.metrics.causal import FEWEST, SCORES, observational
 from common.results import COLUMNS, KEY, write_rows
 from common.tables import cost_table
 from papers.contrastive import faces
 from papers.contrastive.systems import load_world
 
-HALVES = 100
+HALVES = 200
 SHOWN = 300  # latents of a cell that the long table holds
 NAMES = ("nec", "suf", "nesuf")
 EDITED = ("clamp_others", "clamp_nondesc", "free")  # regimes in which somebody asks for something
-TRUTHS = {"all": faces.ATTRIBUTES, "causes": faces.CAUSES, "irrelevant": ("smile", "mustache")}
+JUDGED = ("clamp_others", "free", "random", "linear", "conditional", "latent-shift", "optimised")
+TOTAL = ("clamp_nondesc", "unadjusted", "adjusted")  # regimes that ask for total effects
+FLOOR = "@floor"  # a regime on the latents that all regimes are asked about
 KEYS = ["system", "seed", "regime", "attribute"]
 
 
@@ -36,7 +39,8 @@ def cells(edits: pd.DataFrame) -> Iterator[tuple[dict, str, pd.DataFrame]]:
     """Facts of every cell, its decision, and its rows with `o` and `e`, the decision before and after the edit.
 
     A row without a named decision counts for those that no edit asks for and, where asked labels are decisions about
-    one another, in every regime that holds none of them for the others too.
+    one another, in every regime that holds none of them for the others too. `clamp_others` comes once more on the
+    latents that all regimes are asked about.
     """
     for system, part in edits.groupby("system"):
         labels = [name.removeprefix("before_") for name in part.dropna(axis=1, how="all") if name.startswith("before_")]
@@ -44,12 +48,18 @@ def cells(edits: pd.DataFrame) -> Iterator[tuple[dict, str, pd.DataFrame]]:
         free = [name for name in labels if name not in asked]
         for keys, cell in part.groupby([*KEYS[1:], "decision"]):
             facts = {"system": system} | dict(zip(KEYS[1:], keys[:-1], strict=True))
-            shared = labels if mutual and facts["regime"] != "clamp_others" else free
+            shared = labels if mutual and facts["regime"] not in ("clamp_others", "stay") else free
+            if facts["regime"] == "clamp_others":
+                few = cell[cell["floor"] == 1]
+                parts = [(facts, cell), (facts | {"regime": facts["regime"] + FLOOR}, few)]
+            else:
+                parts = [(facts, cell)]
             for t in [keys[-1]] if keys[-1] else shared:
                 if t != facts["attribute"]:
-                    before = [f"before_{name}" for name in labels]
-                    found = cell[["image", "x", "reached", *before]]
-                    yield facts, t, found.assign(o=cell[f"before_{t}"].astype(int), e=cell[f"after_{t}"].astype(int))
+                    for named, rows in parts:
+                        found = rows[["image", "x", "reached", *(f"before_{name}" for name in labels)]]
+                        seen = {"o": rows[f"before_{t}"], "e": rows[f"after_{t}"]}
+                        yield named, t, found.assign(**seen).astype({"o": int, "e": int})
 
 
 @functools.lru_cache(maxsize=8)
@@ -67,19 +77,31 @@ def halved(columns: list[np.ndarray], weights: np.ndarray, strata: int = 2) -> n
     return (weights @ np.eye(int(np.prod(shape)))[where]).reshape(-1, *shape)
 
 
+def scored(score: str, tables: np.ndarray) -> np.ndarray:
+    """A score of a stack of tables, the first of which is of everybody; NaN where that one has too few units."""
+    statistic, conditional_on = SCORES[score]
+    return statistic(tables) if conditional_on(tables[0]) >= FEWEST else np.full(len(tables), np.nan)
+
+
 def set_table(edits: pd.DataFrame) -> pd.DataFrame:
-    """Every score of every cell, and of the edits that reached their target, on all latents and on halves."""
+    """Every score of every cell, and of the edits that reached their target, on all latents and on halves; `n` units it
+    is conditional on, NaN below `FEWEST`. Regime `rule`: of the rule on the labels that the annotator sees."""
     facts_of, values = [], []
     for facts, decision, cell in cells(edits):
         for protocol in ("itt", "per protocol"):
             if protocol != "itt" and facts["regime"] not in EDITED:
                 continue
             weights = halves(len(cell)) * (1 if protocol == "itt" else cell["reached"].to_numpy())
-            tables = halved([cell["x"], cell["o"], cell["e"]], weights)
-            for score, (statistic, _) in SCORES.items():
-                named = {"decision": decision, "score": score, "protocol": protocol, "n": int(weights[0].sum())}
-                facts_of.append(facts | named)
-                values.append(statistic(tables))
+            units = {facts["regime"]: [cell["x"], cell["o"], cell["e"]]}
+            if facts["regime"] == "clamp_others" and decision in faces.RULES and protocol == "itt":
+                units["rule"] = [cell["x"], *(ruled(cell, decision, facts["attribute"], when) for when in ("o", "e"))]
+            for regime, columns in units.items():
+                tables = halved(columns, weights)
+                for score, (_, conditional_on) in SCORES.items():
+                    n = int(conditional_on(tables[0]))
+                    named = {"regime": regime, "decision": decision, "score": score, "protocol": protocol, "n": n}
+                    facts_of.append(facts | named)
+                    values.append(scored(score, tables))
     table = pd.DataFrame(facts_of).loc[np.repeat(np.arange(len(values)), HALVES + 1)].reset_index(drop=True)
     return table.assign(half=np.tile(np.arange(HALVES + 1), len(values)), value=np.concatenate(values))
 
@@ -104,8 +126,8 @@ def estimates(edits: pd.DataFrame) -> Iterator[tuple[dict, str, int, dict[str, n
         weights, attribute = halves(len(cell)), facts["attribute"]
         tables = halved([cell["x"], cell["o"], cell["e"]], weights)
         truth = halved([cell["x"], *(ruled(cell, decision, attribute, when) for when in ("o", "e"))], weights)
-        matched = {name: SCORES[name][0](truth) for name in NAMES}
-        yield facts, decision, len(cell), {name: SCORES[name][0](tables) for name in NAMES}, matched
+        matched = {name: scored(name, truth) for name in NAMES}
+        yield facts, decision, len(cell), {name: scored(name, tables) for name in NAMES}, matched
         if facts["regime"] != "clamp_others":
             continue
         stratum = np.zeros(len(cell)) if attribute not in ("gray", "glasses") else cell["before_old"]
@@ -121,23 +143,39 @@ def estimates(edits: pd.DataFrame) -> Iterator[tuple[dict, str, int, dict[str, n
 
 
 def error_tables(edits: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean absolute error over attributes and scores of every regime and rule: against the exact truth (of
-    `clamp_nondesc` the total effect, else the direct one), and against the rule on the labels of the same latents. And
-    every score apart, with its truths, on all latents."""
+    """Mean absolute error over attributes and scores of every regime and rule: against the exact truth, and against the
+    rule on the labels of the same latents. And every score apart, with its truths, on all latents.
+
+    Truths are direct effects; of `clamp_nondesc` and LEWIS's estimates they are total ones, of which the rule on labels
+    knows nothing where an attribute has descendants. `over`: all attributes, the causes of the rule, the others, and
+    those with a parent, a back door.
+    """
     rows = []
     for facts, decision, n, scores, matched in estimates(edits):
-        effect = "total" if facts["regime"] == "clamp_nondesc" else "direct"
-        exact = faces.exact(decision, facts["attribute"], effect)
+        total = facts["regime"] in TOTAL
+        exact = faces.exact(decision, facts["attribute"], "total" if total else "direct")
         for name in NAMES:
-            for truth, value in (("exact", exact[name]), ("population", matched[name])):
+            truths = {"exact": exact[name], "population": matched[name]}
+            if total and facts["attribute"] in faces.TOTAL:
+                del truths["population"]
+            for truth, value in truths.items():
                 error = np.abs(scores[name] - value)
                 line = facts | {"decision": decision, "truth": truth, "score": name, "n": n}
                 rows.append(line | {"error": error, "value": scores[name][0], "true": np.atleast_1d(value)[0]})
     table = pd.DataFrame(rows)
+    # without descendants to leave free, both regimes ask for the same
+    same = table[(table["regime"] == "clamp_others") & ~table["attribute"].isin(faces.TOTAL)]
+    table = pd.concat([table, same.assign(regime="clamp_nondesc")], ignore_index=True)
+    causes = [
+        attribute in faces.CAUSES[rule] for attribute, rule in zip(table["attribute"], table["decision"], strict=True)
+    ]
+    groups = {
+        "all": np.ones(len(table), bool), "causes": np.array(causes), "irrelevant": ~np.array(causes),
+        "confounded": table["attribute"].isin(PARENTS).to_numpy(),
+    }  # fmt: skip
     frames = []
-    for over, attributes in TRUTHS.items():
-        some = table[table["attribute"].isin(attributes)]
-        for keys, cell in some.groupby(["system", "seed", "regime", "decision", "truth"]):
+    for over, some in groups.items():
+        for keys, cell in table[some].groupby(["system", "seed", "regime", "decision", "truth"]):
             mean = np.nanmean(np.stack(cell["error"]), axis=0)
             found = pd.DataFrame({"half": range(len(mean)), "error": mean})
             named = dict(zip(("system", "seed", "regime", "decision", "truth"), keys, strict=True))
@@ -151,12 +189,14 @@ def unit_table(edits: pd.DataFrame) -> pd.DataFrame:
     (`wrong`), of true causes alone, and whether it would have been wrong to say that nothing changes (`zero`)."""
     frames = []
     for facts, decision, cell in cells(edits):
-        if decision not in faces.RULES or facts["regime"] in ("clamp_nondesc", "move", "mirror", "blur", "stay"):
+        if decision not in faces.RULES or facts["regime"] not in JUDGED:
             continue
         e = ruled(cell, decision, facts["attribute"], "e")
         found = {"wrong": np.abs(cell["e"] - e), "zero": np.abs(cell["o"] - e)}
         frame = pd.DataFrame({"image": cell["image"], **found}).astype({"wrong": float, "zero": float})
-        frames.append(frame.assign(**facts, decision=decision, cause=float(facts["attribute"] in faces.CAUSES)))
+        frames.append(
+            frame.assign(**facts, decision=decision, cause=float(facts["attribute"] in faces.CAUSES[decision]))
+        )
     table = pd.concat(frames, ignore_index=True)
     zero = table[table["regime"] == "clamp_others"].assign(regime="zero")
     zero["wrong"] = zero["zero"]
@@ -190,6 +230,24 @@ def long_table(edits: pd.DataFrame) -> pd.DataFrame:
     return rows.reindex(columns=list(COLUMNS)).drop_duplicates(KEY)
 
 
+def gate_table(worlds: list[Path]) -> pd.DataFrame:
+    """What every world's file says of its classifiers, by seed."""
+    facts = [load_world(path)[1] for path in worlds]
+    rows = [{"classifier": name, "seed": fact["seed"], **gate} for fact in facts for name, gate in fact["gate"].items()]
+    return pd.DataFrame(rows).assign(world="faces")
+
+
+def judged(table: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
+    """With `adequate`, 1 where none of the classifiers that a system has lost too much on reconstructions; nothing is
+    rebuilt for the GAN."""
+    needed = dict.fromkeys(("faces", "faces-partial"), ("annotator", "rules", "auditor"))
+    needed["faces-matched"] = ("matched-annotator", "matched-rules", "auditor")
+    held = gate.set_index(["seed", "classifier"])["adequate"]
+    pairs = table[["system", "seed"]].drop_duplicates().to_records(index=False).tolist()
+    adequate = {(s, seed): float(all(held[seed, name] for name in needed.get(s, ()))) for s, seed in pairs}
+    return table.assign(adequate=[adequate[pair] for pair in zip(table["system"], table["seed"], strict=True)])
+
+
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,18 +273,12 @@ def main() -> None:
         "units": unit_table(rendered),
         "sweep": pd.concat([pd.read_parquet(path) for path in args.sweeps], ignore_index=True),
     }
+    gate = gate_table(args.worlds)
     for name, table in outputs.items():
         with atomic_path(args.out / f"{name}.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
-    gates = []
-    for path in args.worlds:
-        facts = load_world(path)[1]
-        gates += [
-            {"world": "faces", "classifier": name, "seed": facts["seed"], **gate}
-            for name, gate in facts["gate"].items()
-        ]
+            judged(table, gate).to_parquet(temporary, index=False)
     with atomic_path(args.out / "tables" / "gate.csv") as temporary:
-        pd.DataFrame(gates).to_csv(temporary, index=False, float_format="%.4f")
+        gate.to_csv(temporary, index=False, float_format="%.4f")
     write_rows(long_table(edits), args.out / "rows.parquet")
     with atomic_path(args.cost) as temporary:
         costs = [folder / "cost.json" for folder in args.measured]

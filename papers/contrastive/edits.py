@@ -170,7 +170,7 @@ def edits(
         for c, users in grouped:
             shift = S(w, c)
             found.shifted(k, shift, users)
-            if "free" in users:
+            if "" in users.get("clamp_others", ()):
                 directions = Streams(POPULATION, ids, (k,) * len(ids)).normal((system.d,), "random shift")
                 found.shifted(k, random_shifts(shift, directions)[few], {"random": [""]})
         advance()

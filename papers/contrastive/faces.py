@@ -16,7 +16,7 @@ from common.data.faces import PARENTS, PROBABILITY, Factors, propagate
 from common.metrics.causal import SCORES
 
 ATTRIBUTES = ("old", "gray", "glasses", "smile", "mustache")
-CAUSES = ("old", "gray", "glasses")  # the others cause no decision
+CAUSES = {"majority": ("old", "gray", "glasses"), "exclusive": ("gray", "glasses")}  # what a rule itself reads
 WORLD_SEED = 0
 RULES = {
     "majority": lambda present: (present[..., :3].sum(-1) >= 2).long(),  # monotone in all three

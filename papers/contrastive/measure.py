@@ -7,11 +7,12 @@ edits.parquet has a row per latent, regime and edited attribute: `x`, the attrib
 nuisances in standard deviations, what the change looks like, and all labels as `before_LABEL` and `after_LABEL`;
 `floor` is 1 for the latents that every regime is asked about. A row counts for the `decision` that it names, which then
 was not asked to stay, or else for every decision that nobody can ask for. Regimes beside those of the method: `random`,
-shifts in random directions as long as those of `free`; `stay`, which asks for all labels as they are, `move`, `mirror`
-and `blur`, which change none: the floor of every score; and the baselines.
+shifts in random directions as long as those of `clamp_others`; `stay`, which asks for all labels as they are, `move`,
+`mirror` and `blur`, which change none: the floor of every score; and the baselines.
 
 joint.parquet: conditions that ask for several labels at once. local.parquet: what an edit does in the neighbourhood of
-one latent. frozen.parquet: whether generator or classifiers changed since S was trained. cost.json: seconds.
+one latent. frozen.parquet: how often generator or classifiers changed, hashed before and after S was trained and after
+measuring. cost.json: seconds.
 """
 
 import argparse
@@ -118,7 +119,7 @@ def main() -> None:
         "joint": joint(system, S, settings.joint, args.seed) if settings.joint else pd.DataFrame(),
         "local": local(system, S, settings, args.seed) if settings.local else pd.DataFrame(),
     }
-    changed = float(frozen_hash(system) != facts["frozen"])
+    changed = len({*facts["frozen"].values(), frozen_hash(system)}) - 1.0
     tables["frozen"] = pd.DataFrame([{"system": args.system, "seed": args.seed, "changed": changed}])
     for name, table in tables.items():
         with atomic_path(args.out / f"{name}.parquet") as temporary:

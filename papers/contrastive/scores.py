@@ -185,7 +185,7 @@ def scores(
     if frozen_hash(system) != before:
         raise VceError("generator or classifiers changed while the shift was trained; freeze them")
     tables = {"scores": score_table(found), "validity": validity_table(found), "leakage": leakage_table(found)}
-    facts = {"recipe": vars(recipe), "seed": seed, "labels": system.asked.names, "frozen": before}
+    facts = {"recipe": vars(recipe), "seed": seed, "labels": system.asked.names, "frozen": {"before": before}}
     save_shift(S, out / "shift.safetensors", facts)
     for name, table in tables.items():
         write_atomic(out / f"{name}.csv", table.to_csv(index=False, float_format="%.4f"))

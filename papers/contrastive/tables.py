@@ -124,12 +124,23 @@ def error_table(errors: pd.DataFrame) -> pd.DataFrame:
 def truth_table(single: pd.DataFrame) -> pd.DataFrame:
     """Every score beside its exact value and that of the rule on the labels of the same latents."""
     keys = [*KEYS, "decision", "score", "value"]
-    wide = single.pivot_table(index=keys, columns="truth", values="true", dropna=False).reset_index()
-    return wide.dropna(subset=["exact"])
+    exact, population = (
+        single[single["truth"] == truth][[*keys, "true"]].rename(columns={"true": truth})
+        for truth in ("exact", "population")
+    )
+    return exact.merge(population, on=keys, how="left")
+
+
+def ordered_as(values: np.ndarray, truth: np.ndarray) -> float:
+    """Kendall's τ over the pairs that the truth orders: 1 where they all agree."""
+    pairs = list(itertools.combinations(range(len(truth)), 2))
+    signs = [(np.sign(truth[i] - truth[j]), np.sign(values[i] - values[j])) for i, j in pairs]
+    return float(np.mean([a * b for a, b in signs if a != 0]))
 
 
 def ranking_table(truth: pd.DataFrame) -> pd.DataFrame:
-    """Kendall's τ of the order of attributes, in the mean over seeds: against the exact scores, and between seeds."""
+    """Kendall's τ of the order of attributes, in the mean over seeds: against the exact scores, over the pairs that
+    these order, and between seeds."""
     from scipy.stats import kendalltau
 
     lines = []
@@ -138,7 +149,7 @@ def ranking_table(truth: pd.DataFrame) -> pd.DataFrame:
         exact = cell.drop_duplicates("attribute").set_index("attribute").loc[wide.index, "exact"]
         if len(wide) < 3 or exact.nunique() < 2:
             continue
-        to_truth = [kendalltau(wide[seed], exact).statistic for seed in wide]
+        to_truth = [ordered_as(wide[seed].to_numpy(), exact.round(9).to_numpy()) for seed in wide]
         between = [kendalltau(wide[a], wide[b]).statistic for a, b in itertools.combinations(wide, 2)]
         line = {"tau_truth": np.mean(to_truth), "tau_seeds": np.mean(between) if between else np.nan}
         lines.append(dict(zip(("system", "regime", "decision", "score"), keys, strict=True)) | line)

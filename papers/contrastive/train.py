@@ -118,7 +118,8 @@ def main() -> None:
             system = load_system(name, args.world)
             before = frozen_hash(system)
             S = train_shift(system, recipe, args.seed, lambda facts: progress.advance())
-            facts = {"recipe": asdict(recipe), "seed": args.seed, "labels": system.asked.names, "frozen": before}
+            frozen = {"before": before, "after": frozen_hash(system)}
+            facts = {"recipe": asdict(recipe), "seed": args.seed, "labels": system.asked.names, "frozen": frozen}
             save_shift(S, args.out / f"{name}-{args.seed}.safetensors", facts)
 
 

@@ -90,17 +90,18 @@ def fit_nuisances(seed: int, n: int) -> nn.Module:
 
 @torch.no_grad()
 def gate(world: FaceWorld, seed: int) -> dict[str, dict]:
-    """Of each classifier that knows the truth of a face: its accuracy, the mean over its labels, on held-out faces of
-    the structural model and on their reconstructions; `adequate` where these cost it no more than `LOST`. Of nuisances
-    the least squared correlation stands in the place of an accuracy."""
+    """Of each classifier: its accuracy, the mean over its labels, on held-out faces of the structural model and on
+    their reconstructions; `adequate` where these cost it no more than `LOST`. Of nuisances the least squared
+    correlation stands in the place of an accuracy."""
     held = faces.draw(f"held-{seed}", HELD)
     images, attributes = render(held), faces.present(held)
     drawn = world.vae.reconstruct(images)
     found = {
         "nuisances": {"accuracy": _explained(world, held, images), "reconstructed": _explained(world, held, drawn)}
     }
-    for name in ("annotator", "rules", "matched-annotator", "matched-rules", "auditor"):
+    for name in NETWORKS:
         truth = faces.decided(attributes) if name.endswith("rules") else attributes
+        truth = attributes[:, 3:4] if name in ("confounded", "balanced") else truth
         real, rebuilt = (
             float(torch.cat([world.networks[name](x).argmax(1) for x in some.split(256)]).eq(truth).float().mean())
             for some in (images, drawn)
