@@ -8,7 +8,7 @@ help: ## say what each target does
 smoke: venv ## every figure and verdict at the small scale, in minutes
 	@scripts/run.sh smoke
 
-all: venv ## every figure and verdict at the cpu scale, in about fifty minutes
+all: venv ## every figure and verdict at the cpu scale, in about an hour
 	@scripts/run.sh cpu
 
 repro: venv ## the cpu scale through DVC: what changed is run again, dvc.lock records it
