@@ -252,9 +252,9 @@ def _contrastive_passes(rule: str, contrastive: dict, seeds: list[int]) -> int:
     for job in jobs:
         if rule == rule_of("contrastive_train", job[:1]):
             return sum(_shift_passes(name, systems[name]["recipe"]) for name in job)
-    if rule == "contrastive_measure":
-        asked = [(name, systems[name]["settings"][seed]) for job in jobs for name in job for seed in seeds]
-        return sum(_edit_passes(name, settings) for name, settings in asked) // len(asked)
+        if rule == rule_of("contrastive_measure", job[:1]):
+            asked = [(name, systems[name]["settings"][seed]) for name in job for seed in seeds]
+            return sum(_edit_passes(name, settings) for name, settings in asked) // len(seeds)
     if rule == "contrastive_sweep":
         entries = [(name, contrastive["sweeps"][name]) for name in contrastive["swept"]]
         runs = [(name, entry, len(set(entry["seeds"]) & set(seeds))) for name, entry in entries]
@@ -271,7 +271,7 @@ def _edit_passes(system: str, settings: dict) -> int:
     kind, labels = ("face-gan", 2) if system == "face-gan" else ("faces", 5)
     images = settings["n"] * (1 + EDITED[kind]) + settings["floor"] * (labels + 1)
     images += settings["floor"] * NUISANCES if settings.get("nuisances") else 0
-    images += 2 * settings.get("joint", 0) + settings.get("local", 0) * settings.get("neighbours", 8) * (1 + labels)
+    images += settings.get("joint", 0) + settings.get("local", 0) * settings.get("neighbours", 8) * (1 + labels)
     images += settings["floor"] * COMPARED * labels if settings.get("compared") else 0
     return images * (GAN_LABELLED if labels == 2 else 1)
 

@@ -35,8 +35,9 @@ FLOOR = "@floor"  # a regime on the latents that all regimes are asked about
 KEYS = ["system", "seed", "regime", "attribute"]
 
 
-def cells(edits: pd.DataFrame) -> Iterator[tuple[dict, str, pd.DataFrame]]:
-    """Facts of every cell, its decision, and its rows with `o` and `e`, the decision before and after the edit.
+def cells(edits: pd.DataFrame) -> Iterator[tuple[dict, str, dict[str, np.ndarray]]]:
+    """Facts of every cell, its decision, and its columns `image`, `x`, `reached`, all labels before the edit, and `o`
+    and `e`, the decision before and after it.
 
     A row without a named decision counts for those that no edit asks for and, where asked labels are decisions about
     one another, in every regime that holds none of them for the others too. `clamp_others` comes once more on the
@@ -57,9 +58,9 @@ def cells(edits: pd.DataFrame) -> Iterator[tuple[dict, str, pd.DataFrame]]:
             for t in [keys[-1]] if keys[-1] else shared:
                 if t != facts["attribute"]:
                     for named, rows in parts:
-                        found = rows[["image", "x", "reached", *(f"before_{name}" for name in labels)]]
-                        seen = {"o": rows[f"before_{t}"], "e": rows[f"after_{t}"]}
-                        yield named, t, found.assign(**seen).astype({"o": int, "e": int})
+                        columns = ["image", "x", "reached", *(f"before_{name}" for name in labels)]
+                        seen = {"o": rows[f"before_{t}"].to_numpy(int), "e": rows[f"after_{t}"].to_numpy(int)}
+                        yield named, t, {name: rows[name].to_numpy() for name in columns} | seen
 
 
 @functools.lru_cache(maxsize=8)
@@ -91,7 +92,7 @@ def set_table(edits: pd.DataFrame) -> pd.DataFrame:
         for protocol in ("itt", "per protocol"):
             if protocol != "itt" and facts["regime"] not in EDITED:
                 continue
-            weights = halves(len(cell)) * (1 if protocol == "itt" else cell["reached"].to_numpy())
+            weights = halves(len(cell["x"])) * (1 if protocol == "itt" else cell["reached"])
             units = {facts["regime"]: [cell["x"], cell["o"], cell["e"]]}
             if facts["regime"] == "clamp_others" and decision in faces.RULES and protocol == "itt":
                 units["rule"] = [cell["x"], *(ruled(cell, decision, facts["attribute"], when) for when in ("o", "e"))]
@@ -106,10 +107,10 @@ def set_table(edits: pd.DataFrame) -> pd.DataFrame:
     return table.assign(half=np.tile(np.arange(HALVES + 1), len(values)), value=np.concatenate(values))
 
 
-def ruled(cell: pd.DataFrame, decision: str, attribute: str, when: str) -> np.ndarray:
+def ruled(cell: dict[str, np.ndarray] | pd.DataFrame, decision: str, attribute: str, when: str) -> np.ndarray:
     """The decision of the rule on what the annotator sees before the edit (`o`), or with the attribute alone turned
     over (`e`)."""
-    present = torch.from_numpy(cell[[f"before_{name}" for name in faces.ATTRIBUTES]].to_numpy().astype(int))
+    present = torch.from_numpy(np.stack([cell[f"before_{name}"] for name in faces.ATTRIBUTES], 1).astype(int))
     if when == "e":
         k = faces.ATTRIBUTES.index(attribute)
         present[:, k] = 1 - present[:, k]
@@ -123,23 +124,24 @@ def estimates(edits: pd.DataFrame) -> Iterator[tuple[dict, str, int, dict[str, n
     for facts, decision, cell in cells(edits):
         if decision not in faces.RULES:
             continue
-        weights, attribute = halves(len(cell)), facts["attribute"]
+        n, attribute = len(cell["x"]), facts["attribute"]
+        weights = halves(n)
         tables = halved([cell["x"], cell["o"], cell["e"]], weights)
         truth = halved([cell["x"], *(ruled(cell, decision, attribute, when) for when in ("o", "e"))], weights)
         matched = {name: scored(name, truth) for name in NAMES}
-        yield facts, decision, len(cell), {name: scored(name, tables) for name in NAMES}, matched
+        yield facts, decision, n, {name: scored(name, tables) for name in NAMES}, matched
         if facts["regime"] != "clamp_others":
             continue
-        stratum = np.zeros(len(cell)) if attribute not in ("gray", "glasses") else cell["before_old"]
+        stratum = np.zeros(n) if attribute not in ("gray", "glasses") else cell["before_old"]
         seen = [cell["x"], cell["o"]]
         without = {
             "zero": dict.fromkeys(NAMES, np.zeros(len(tables))),
-            "unadjusted": observational(halved([np.zeros(len(cell)), *seen], weights)),
+            "unadjusted": observational(halved([np.zeros(n), *seen], weights)),
             "adjusted": observational(halved([stratum, *seen], weights)),
             "association": dict.fromkeys(NAMES, SCORES["association"][0](tables)),
         }
         for regime, scores in without.items():
-            yield facts | {"regime": regime}, decision, len(cell), scores, matched
+            yield facts | {"regime": regime}, decision, n, scores, matched
 
 
 def error_tables(edits: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

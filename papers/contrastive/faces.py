@@ -4,6 +4,7 @@ Faces are those of `common.data.faces` with fewer nuisances than there: position
 else there is stays, so that a small autoencoder draws them (contrastive spec §9.1).
 """
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -64,6 +65,7 @@ def decided(attributes: Tensor) -> Tensor:
     return torch.stack([rule(attributes) for rule in RULES.values()], -1)
 
 
+@functools.cache
 def exact(rule: str, attribute: str, effect: str = "direct") -> dict[str, float]:
     """The scores of `SCORES` for do(attribute), by enumeration of all cells of the structural model's uniforms: every
     other attribute held (`direct`), or descendants following (`total`)."""

@@ -1,6 +1,8 @@
 """Job: the labels of generated images before and after every edit: what validity, leakage and all scores are made of.
 
-python -m papers.contrastive.measure --system faces --world F --shift F --settings '{"n": 2000, ...}' --seed 0 --out DIR
+python -m papers.contrastive.measure --settings '{"faces": {"n": 2000, ...}}' --world F --shifts DIR --seed 0 --out DIR
+
+Every system has a folder SYSTEM-SEED of tables.
 
 edits.parquet has a row per latent, regime and edited attribute: `x`, the attribute as it is, whether its opposite was
 `reached`, the `audited` word of somebody else, the share of other labels that `leaked` by that word, the `drift` of
@@ -29,7 +31,7 @@ from common.explain import Streams
 from common.files import atomic_path, commit, write_atomic
 from common.progress import Progress
 from common.scales import parse_recipe
-from papers.contrastive.edits import CHUNK, compare, edits, flipping_shifts, generated, labelled, look
+from papers.contrastive.edits import CHUNK, Seen, compare, edits, flipping_shifts, generated, labelled, look
 from papers.contrastive.method import ShiftPredictor, random_conditions
 from papers.contrastive.systems import POPULATION, System, load_system
 from papers.contrastive.train import frozen_hash, load_shift
@@ -52,14 +54,14 @@ class Settings:
     neighbours: int = 8
 
 
-def joint(system: System, S: ShiftPredictor, n: int, seed: int) -> pd.DataFrame:
-    """Random conditions on n latents, by how many labels they ask for: whether all of those are seen afterwards
-    (`exact`), which share is, and both of the image as it was (`unmoved`)."""
+def joint(system: System, S: ShiftPredictor, before: Seen, seed: int) -> pd.DataFrame:
+    """Random conditions on the first latents, of which `before` is known, by how many labels they ask for: whether all
+    of those are seen afterwards (`exact`), which share is, and both of the image as it was (`unmoved`)."""
+    n = len(before.labels)
     ids, w = system.population(n)
     c = random_conditions(n, system.m, torch.Generator().manual_seed(seed), sparse=True)
     frames = []
-    for method, z in (("S", w + S(w, c)), ("unmoved", w)):
-        seen = look(generated(z, system), system)
+    for method, seen in (("S", look(generated(w + S(w, c), system), system)), ("unmoved", before)):
         for judge, labels in (("annotator", seen.labels[:, : system.m]), ("auditor", seen.audited)):
             if labels is None:
                 continue
@@ -94,41 +96,47 @@ def local(system: System, S: ShiftPredictor, settings: Settings, seed: int) -> p
     return pd.concat(frames, ignore_index=True)
 
 
-@one_line_errors
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--system", required=True, help="face-gan, or a system of the face world")
-    parser.add_argument("--world", type=Path, help="the file of the face world")
-    parser.add_argument("--shift", type=Path, required=True, help="the file of S")
-    parser.add_argument("--settings", type=json.loads, required=True, help="JSON: fields of Settings")
-    parser.add_argument("--seed", type=int, required=True, help="the training seed of S")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
-    args = parser.parse_args()
-    system, settings = load_system(args.system, args.world), parse_recipe(Settings, args.settings)
+def measured(system: System, settings: Settings, shift: Path, seed: int) -> tuple[dict[str, pd.DataFrame], dict]:
+    """All tables of a system and what its edits cost. Raises VceError when there are no latents to ask about."""
     if not 0 < settings.floor <= settings.n:
         raise VceError(f"settings: floor {settings.floor} of n {settings.n} latents; mend `contrastive` in config/")
-    S, facts = load_shift(args.shift, system)
+    S, facts = load_shift(shift, system)
     began = time.perf_counter()
-    with Progress(f"measure {args.system}", total=system.m + 1, unit="parts") as progress:
-        found = edits(system, S, settings.n, settings.floor, args.seed, progress.advance, settings.nuisances)
-    cost = {"system": args.system, "seconds": time.perf_counter() - began, "evaluations": found.looked}
+    with Progress(f"measure {system.name}", total=system.m + 1, unit="parts") as progress:
+        found = edits(system, S, settings.n, settings.floor, seed, progress.advance, settings.nuisances)
+    cost = {"system": system.name, "seconds": time.perf_counter() - began, "evaluations": found.looked}
     if settings.compared:
-        compare(found, args.seed)
+        compare(found, seed)
+    changed = len({*facts["frozen"].values(), frozen_hash(system)}) - 1.0
     tables = {
         "edits": found.table,
-        "joint": joint(system, S, settings.joint, args.seed) if settings.joint else pd.DataFrame(),
-        "local": local(system, S, settings, args.seed) if settings.local else pd.DataFrame(),
+        "joint": joint(system, S, found.before[: settings.joint], seed) if settings.joint else pd.DataFrame(),
+        "local": local(system, S, settings, seed) if settings.local else pd.DataFrame(),
+        "frozen": pd.DataFrame([{"system": system.name, "seed": seed, "changed": changed}]),
     }
-    changed = len({*facts["frozen"].values(), frozen_hash(system)}) - 1.0
-    tables["frozen"] = pd.DataFrame([{"system": args.system, "seed": args.seed, "changed": changed}])
-    for name, table in tables.items():
-        with atomic_path(args.out / f"{name}.parquet") as temporary:
-            table.to_parquet(temporary, index=False)
     began = time.perf_counter()
     look(generated(found.w[:CHUNK], system), system)
     cost["pass_seconds"] = (time.perf_counter() - began) / min(CHUNK, settings.n)
-    report = {"commit": commit(), "seed": args.seed, "cells": [cost]}
-    write_atomic(args.out / "cost.json", json.dumps(report, indent=1, sort_keys=True))
+    return tables, cost
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", type=json.loads, required=True, help="JSON: fields of Settings by system")
+    parser.add_argument("--world", type=Path, help="the file of the face world, for its systems")
+    parser.add_argument("--shifts", type=Path, required=True, help="folder of the files of S")
+    parser.add_argument("--seed", type=int, required=True, help="the training seed of S")
+    parser.add_argument("--out", type=Path, required=True, help="folder of one folder per system")
+    args = parser.parse_args()
+    for name, fields in args.settings.items():
+        shift, folder = args.shifts / f"{name}-{args.seed}.safetensors", args.out / f"{name}-{args.seed}"
+        tables, cost = measured(load_system(name, args.world), parse_recipe(Settings, fields), shift, args.seed)
+        for table, rows in tables.items():
+            with atomic_path(folder / f"{table}.parquet") as temporary:
+                rows.to_parquet(temporary, index=False)
+        report = {"commit": commit(), "seed": args.seed, "cells": [cost]}
+        write_atomic(folder / "cost.json", json.dumps(report, indent=1, sort_keys=True))
 
 
 if __name__ == "__main__":

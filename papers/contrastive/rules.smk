@@ -19,6 +19,10 @@ CONTRASTIVE_TABLES = [
     "joint",
     "sweep",
 ]
+CONTRASTIVE_FILES = [
+    *[f"{name}.parquet" for name in ("edits", "joint", "local", "frozen")],
+    "cost.json",
+]
 CONTRASTIVE_PLOTS = ["scores", "truth", "errors", "sweep"]
 CONTRASTIVE_GRIDS = ["faces", "rendered", "local"]
 RESULTS_OF["contrastive"] = [
@@ -94,37 +98,43 @@ for job in CONTRASTIVE["train_jobs"]:
             " $( [ -n '{input.world}' ] && echo --world {input.world} ) --out {params.folder} 2> >(tee {log} >&2)"
 
 
-rule contrastive_measure:
-    input:
-        data=lambda wildcards: contrastive_data(wildcards.system),
-        world=lambda wildcards: contrastive_world(wildcards.system, wildcards.seed),
-        shift=f"{CONTRASTIVE_SHIFTS}/{{system}}-{{seed}}.safetensors",
-    output:
-        expand(
-            f"{CONTRASTIVE_MEASURED}/{{{{system}}}}-{{{{seed}}}}/{{name}}",
-            name=[
-                "edits.parquet",
-                "joint.parquet",
-                "local.parquet",
-                "frozen.parquet",
-                "cost.json",
+for job in CONTRASTIVE["train_jobs"]:
+    name = job[0].replace("-", "_")
+
+    rule:
+        name:
+            f"contrastive_measure_{name}"
+        input:
+            contrastive_data(job[0]),
+            shifts=[
+                f"{CONTRASTIVE_SHIFTS}/{system}-{{seed}}.safetensors" for system in job
             ],
-        ),
-    log:
-        f"{LOGS}/contrastive/measure-{{system}}-{{seed}}.log",
-    wildcard_constraints:
-        system="[a-z-]+",
-    priority: 7
-    params:
-        src=digest("papers.contrastive.measure"),
-        settings=lambda wildcards: json.dumps(
-            CONTRASTIVE["systems"][wildcards.system]["settings"][int(wildcards.seed)]
-        ),
-        folder=CONTRASTIVE_MEASURED,
-    shell:
-        "python -m papers.contrastive.measure --system {wildcards.system} --shift {input.shift}"
-        " $( [ -n '{input.world}' ] && echo --world {input.world} ) --settings {params.settings:q}"
-        " --seed {wildcards.seed} --out {params.folder}/{wildcards.system}-{wildcards.seed} 2> >(tee {log} >&2)"
+            world=contrastive_world(job[0]),
+        output:
+            [
+                f"{CONTRASTIVE_MEASURED}/{system}-{{seed}}/{file}"
+                for system in job
+                for file in CONTRASTIVE_FILES
+            ],
+        log:
+            f"{LOGS}/contrastive/measure-{name}-{{seed}}.log",
+        priority: 7
+        params:
+            src=digest("papers.contrastive.measure"),
+            settings=lambda wildcards, job=job: json.dumps(
+                {
+                    system: CONTRASTIVE["systems"][system]["settings"][
+                        int(wildcards.seed)
+                    ]
+                    for system in job
+                }
+            ),
+            shifts=CONTRASTIVE_SHIFTS,
+            folder=CONTRASTIVE_MEASURED,
+        shell:
+            "python -m papers.contrastive.measure --settings {params.settings:q} --shifts {params.shifts}"
+            " $( [ -n '{input.world}' ] && echo --world {input.world} ) --seed {wildcards.seed} --out {params.folder}"
+            " 2> >(tee {log} >&2)"
 
 
 rule contrastive_sweep:

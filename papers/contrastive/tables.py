@@ -22,19 +22,21 @@ CELL = [*KEYS, "decision"]
 MODEL = {"old": 0.5, "gray": 0.45, "glasses": 0.4, "smile": 0.5, "mustache": 0.3, "majority": 0.47, "exclusive": 0.35}
 
 
-def contexts(cell: pd.DataFrame, facts: dict, decision: str, asked: set[str]) -> Iterator[tuple[str, str, np.ndarray]]:
+def contexts(
+    cell: dict[str, np.ndarray], facts: dict, decision: str, asked: set[str]
+) -> Iterator[tuple[str, str, np.ndarray]]:
     """Everybody, by intention to treat; those whose edit reached its target, per protocol; and with `clamp_others`
     everybody with one value of a label that is neither attribute nor decision: protocol, context, and who it is."""
-    everybody = np.ones(len(cell), dtype=bool)
+    everybody = np.ones(len(cell["x"]), dtype=bool)
     yield "itt", "", everybody
     if facts["regime"] not in EDITED:
         return
-    yield "per protocol", "", cell["reached"].to_numpy(bool)
+    yield "per protocol", "", cell["reached"] == 1
     if facts["regime"] != "clamp_others":
         return
     for name in sorted(asked - {facts["attribute"], decision}):
         for value in (0, 1):
-            yield "itt", f"{name} = {value}", (cell[f"before_{name}"] == value).to_numpy()
+            yield "itt", f"{name} = {value}", cell[f"before_{name}"] == value
 
 
 def score_table(edits: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ are independent and whose noise is doubled; the matched ones from faces like the
 """
 
 import argparse
+import functools
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,11 +53,17 @@ def training_faces(name: str, seed: int, n: int) -> tuple[Tensor, Tensor]:
     matched = name.startswith("matched")
     group = "audit" if name == "auditor" else "matched" if matched else "independent"
     share = {"confounded": CONFOUNDED, "balanced": BALANCED}.get(name)
-    drawn = faces.draw(f"{group}-{seed}", n, share, independent=not matched)
-    attributes = faces.present(drawn)
+    images, attributes = rendered(f"{group}-{seed}", n, share, not matched)
     if share is not None:
-        return render(drawn), attributes[:, 3:4]
-    return render(drawn), faces.decided(attributes) if name.endswith("rules") else attributes
+        return images, attributes[:, 3:4]
+    return images, faces.decided(attributes) if name.endswith("rules") else attributes
+
+
+@functools.lru_cache(maxsize=2)
+def rendered(group: str, n: int, mustached_smiles: float | None, independent: bool) -> tuple[Tensor, Tensor]:
+    """Images and attributes of `faces.draw`; the last sets are kept, since an annotator and its decisions share one."""
+    drawn = faces.draw(group, n, mustached_smiles, independent)
+    return render(drawn), faces.present(drawn)
 
 
 def train_network(name: str, recipe: Recipe, seed: int) -> nn.Module:

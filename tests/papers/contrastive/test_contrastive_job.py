@@ -13,7 +13,7 @@ from common.claims import judge, load_claims
 from common.metrics.causal import estimate, observational, tabulate
 from common.results import COLUMNS
 from papers.contrastive import cells, faces, figures, grids, measure, sweep, tables, train, worlds
-from papers.contrastive.edits import labelled
+from papers.contrastive.edits import generated, labelled, look
 from papers.contrastive.method import ShiftPredictor, condition
 from papers.contrastive.systems import OLDER, load_world, packaged_faces
 
@@ -42,16 +42,12 @@ def home(tmp_path_factory):
         run(patch, worlds, "--recipe", json.dumps(WORLD), "--seed", 0, "--out", world)
         run(patch, train, "--recipes", gan, "--seed", 0, "--out", home)
         run(patch, train, "--recipes", rendered, "--world", world, "--seed", 0, "--out", home)
-        for name in SYSTEMS:
-            given = () if name == "face-gan" else ("--world", world)
-            asked = json.dumps(settings | more.get(name, {"n": 120}))
-            shift = home / f"{name}-0.safetensors"
-            run(patch, measure, "--system", name, *given, "--shift", shift, "--settings", asked, "--seed", 0, "--out",
-                home / name)  # fmt: skip
+        asked = json.dumps({name: settings | more.get(name, {"n": 120}) for name in SYSTEMS})
+        run(patch, measure, "--settings", asked, "--world", world, "--shifts", home, "--seed", 0, "--out", home)
         recipe = json.dumps({**SHIFT, "steps": 5})
         run(patch, sweep, "--system", "faces", "--world", world, "--recipe", recipe, "--lams", 0, 2, "--n", 8, "--seed",
             0, "--out", home / "sweep.parquet")  # fmt: skip
-        folders = (home / name for name in SYSTEMS)
+        folders = (home / f"{name}-0" for name in SYSTEMS)
         run(patch, cells, "--measured", *folders, "--sweeps", home / "sweep.parquet", "--worlds", world, "--out",
             home / "out", "--cost", home / "cost.parquet")  # fmt: skip
         run(patch, tables, "--results", home / "out", "--out", home / "out" / "tables")
@@ -196,7 +192,8 @@ def test_joint_conditions_are_hit_or_not(home, out):
     world, _ = load_world(home / "world.safetensors")
     system = world.system("faces")
     S, _ = train.load_shift(home / "faces-0.safetensors", system)
-    again = measure.joint(system, S, 30, 0).query("judge == 'annotator'")
+    seen = look(generated(system.population(30)[1], system), system)
+    again = measure.joint(system, S, seen, 0).query("judge == 'annotator'")
     merged = joint.merge(again, on=["image", "method"])
     assert len(merged) == 60 and (merged["exact_x"] == merged["exact_y"]).all()
     assert ((joint["exact"] == 1) == (joint["share"] == 1)).all()
@@ -268,27 +265,25 @@ def test_the_same_commands_give_the_same_bytes(home, tmp_path, monkeypatch):
         run(monkeypatch, train, "--recipes", recipes, "--world", world, "--seed", seed, "--out", tmp_path)
     assert (tmp_path / "faces-0.safetensors").read_bytes() == (home / "faces-0.safetensors").read_bytes()
     assert (tmp_path / "faces-1.safetensors").read_bytes() != (home / "faces-0.safetensors").read_bytes()
-    shift, asked = (
-        home / "faces-matched-0.safetensors",
-        json.dumps({"n": 120, "floor": FEW, "nuisances": True, "joint": 30}),
-    )
-    run(monkeypatch, measure, "--system", "faces-matched", "--world", world, "--shift", shift, "--settings", asked,
-        "--seed", 0, "--out", tmp_path)  # fmt: skip
-    assert (tmp_path / "edits.parquet").read_bytes() == (home / "faces-matched/edits.parquet").read_bytes()
+    asked = json.dumps({"faces-matched": {"n": 120, "floor": FEW, "nuisances": True, "joint": 30}})
+    run(monkeypatch, measure, "--settings", asked, "--world", world, "--shifts", home, "--seed", 0, "--out", tmp_path)
+    again, first = (folder / "faces-matched-0/edits.parquet" for folder in (tmp_path, home))
+    assert again.read_bytes() == first.read_bytes()
 
 
 def test_a_shift_of_another_size_or_a_damaged_file_is_one_line(home, tmp_path, monkeypatch, capsys):
-    train.save_shift(ShiftPredictor(7, 2, 4), tmp_path / "small.safetensors", {"labels": ["smile", "male"]})
-    arguments = ("--system", "face-gan", "--seed", 0, "--out", tmp_path / "x", "--settings")
-    good = json.dumps({"n": N, "floor": FEW})
-    message = failing(monkeypatch, capsys, measure, "--shift", tmp_path / "small.safetensors", *arguments, good)
-    assert "made for latents of size 7 and the labels smile, male, not for size 100 and smile, male" in message
-    (tmp_path / "broken.safetensors").write_bytes((home / "face-gan-0.safetensors").read_bytes()[:200])
-    message = failing(monkeypatch, capsys, measure, "--shift", tmp_path / "broken.safetensors", *arguments, good)
-    assert "not a shift predictor file" in message and not (tmp_path / "x").exists()
-    wrong = json.dumps({"n": 5, "floor": 9})
-    message = failing(monkeypatch, capsys, measure, "--shift", home / "face-gan-0.safetensors", *arguments, wrong)
-    assert "floor 9 of n 5 latents" in message
-    message = failing(monkeypatch, capsys, measure, "--shift", home / "face-gan-0.safetensors", *arguments,
-                      json.dumps({"n": 1, "floor": 1}))  # fmt: skip
-    assert "occurs among 1 images" in message
+    file = tmp_path / "face-gan-0.safetensors"
+
+    def message(**settings):
+        asked = json.dumps({"face-gan": {"n": N, "floor": FEW} | settings})
+        return failing(monkeypatch, capsys, measure, "--settings", asked, "--shifts", tmp_path, "--seed", 0, "--out",
+                       tmp_path / "x")  # fmt: skip
+
+    train.save_shift(ShiftPredictor(7, 2, 4), file, {"labels": ["smile", "male"]})
+    assert "made for latents of size 7 and the labels smile, male, not for size 100 and smile, male" in message()
+    good = (home / "face-gan-0.safetensors").read_bytes()
+    file.write_bytes(good[:200])
+    assert "not a shift predictor file" in message() and not (tmp_path / "x").exists()
+    file.write_bytes(good)
+    assert "floor 9 of n 5 latents" in message(n=5, floor=9)
+    assert "occurs among 1 images" in message(n=1, floor=1)
