@@ -44,7 +44,7 @@ def explain(
             "--strength",
             help="Strength of the change; up to 8 values. svce: l1.5 radius, by default 50 75 100 at 224 px. clarity,"
             " disc: own confidence to reach, by default .5 .9 .99. fido: share of the pixels to in-fill, by default"
-            " .05 .1 .2 .4. contrastive: multiple of the shift, by default .5 1 1.5.",
+            " .05 .1 .2 .4. contrastive: multiple of the shift, by default .5 1 1.5. Repeat the flag for each.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random streams.")] = 0,
@@ -211,7 +211,11 @@ def _line(record: dict) -> str:
         seen, left = row["predicted"], (source["name"], row["source_confidence"])
         ends = [left] if seen["index"] == source["index"] else [(seen["name"], seen["confidence"]), left]
     reached = ", ".join(f"{name} {'?' if value is None else f'{100 * value:.1f} %'}" for name, value in ends)
-    return f"{start} -> {reached} at {label} {record['chosen']:g} ({record['status']})"
+    drawn = record.get("reconstruction_error")
+    off = f"; its drawing is {drawn['mean_abs']:.3f} off" if drawn else ""
+    if drawn and drawn["target_confidence"] > 0.5:
+        off += f" and already {target['name']}"
+    return f"{start} -> {reached} at {label} {record['chosen']:g} ({record['status']}){off}"
 
 
 @one_line_errors

@@ -230,7 +230,7 @@ def _write_result(
                 "l2": _number(delta.norm()),
                 "mean_abs_change": _number(delta.mean()),
                 "nfe": int(nfe[sample, s]),
-                "seconds": round(seconds * float(nfe[sample, s] / nfe.sum().clamp(min=1)), 4),
+                "seconds": round(seconds * (float(nfe[sample, s] / nfe.sum()) if nfe.sum() else 1 / nfe.numel()), 4),
             }
         )
     status = rows[chosen]["status"]
@@ -240,6 +240,7 @@ def _write_result(
         area["reconstruction_error"] = {
             "mean_abs": _number((reference - image).abs().mean()),
             "rms": _number((reference - image).square().mean().sqrt()),
+            "target_confidence": _number(request.classifier(reference[None]).softmax(1)[0, facts["target"]["index"]]),
         }
     record = {"status": status} | facts | area | {"chosen": rows[chosen][label], "counterfactuals": rows}
     source, target = facts["source"], facts["target"]

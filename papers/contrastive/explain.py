@@ -29,7 +29,7 @@ class LabelClassifier(nn.Module):
             raise VceError(f"label {label!r}: no shift moves it; choose one of {', '.join(system.asked.names)}")
         self.system, self.S, self.k = system, S, system.asked.names.index(label)
         self.name, self.image_shape = f"contrastive/{label}", image_shape
-        self.class_names = (f"no {label}", label)
+        self.class_names = (f"not {label}", label)
 
     def forward(self, images: Tensor) -> Tensor:
         logit = self.system.asked.averaged(images)[:, self.k]

@@ -23,6 +23,7 @@ from papers.contrastive.train import Recipe, frozen_hash, save_shift, train_shif
 
 PROBED = 8  # images that a new generator and its classifiers are tried on
 FLOOR = 100  # images that are moved, mirrored, blurred and shifted at random
+WORKS = 0.8  # share of edits that reach their label, below which a score says more of S than of f
 TOLERATED = 1e-3  # of values beyond [0, 1]
 
 
@@ -60,6 +61,8 @@ def load_generator(name: str) -> nn.Module:
     if name == "face-gan":
         return face_gan()
     if name.endswith(".safetensors"):
+        if not Path(name).is_file():
+            raise VceError(f"--generator {name}: no such file; check the path")
         generator: nn.Module = Decoder(load_vae(name))
     else:
         if str(Path.cwd()) not in sys.path:
@@ -101,7 +104,7 @@ def latent_size(generator: nn.Module, name: str) -> int:
     shape = getattr(generator, "latent_shape", None)
     if shape is None:
         raise VceError(f"--generator {name}: the size of its latents is unknown; give it latent_shape = (d,)")
-    return int(torch.Size(shape).numel())
+    return int(torch.Size((shape,) if isinstance(shape, int) else shape).numel())
 
 
 def parse_label(text: str) -> tuple[str, str, str]:
@@ -143,6 +146,10 @@ def own_system(generator: str, labels: Sequence[str], decisions: Sequence[str]) 
         if decisions or generator != "face-gan":
             raise VceError("--label: name at least one attribute that the shift shall move")
         return packaged_faces()
+    if len(labels) + len(decisions) < 2:
+        raise VceError(
+            "--decision: name what the attribute may decide, or a second --label; one label alone tells nothing"
+        )
     G = load_generator(generator)
     d = latent_size(G, generator)
     with torch.no_grad():
@@ -207,5 +214,7 @@ def summary(tables: dict[str, pd.DataFrame]) -> str:
             shown = row["reason"] or f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}], n = {row['n']}"
             beside = f", random shift {floor.iloc[0]:.2f}" if len(floor) and floor.notna().all() else ""
             line += f"  {score.upper()} {shown}{beside if not row['reason'] else ''}"
-        lines.append(f"{line}  (edits that reach the label: {reached['reached'].min():.2f} and more)")
+        low, high = reached["reached"].min(), reached["reached"].max()
+        hint = "; many edits fail, so the scores are too low: give more --steps" if low < WORKS else ""
+        lines.append(f"{line}  (edits reach the label in {low:.2f} to {high:.2f}{hint})")
     return "\n".join(lines)

@@ -98,18 +98,20 @@ def test_scores_of_one_s_own_classifiers(here):
 @pytest.mark.parametrize(
     ("generator", "labels", "decisions", "message"),
     [
-        ("paint:Signed", [LABEL], [], "images reach from -.* classifiers read \\[0, 1\\]"),
-        ("paint:Larger", [LABEL], [], "8 latents of size 5 give"),
-        ("paint:Nothing", [LABEL], [], "AttributeError"),
-        ("paint:Quarters", [LABEL], [], "size of its latents is unknown"),
+        ("paint:Signed", [LABEL], [DECISION], "images reach from -.* classifiers read \\[0, 1\\]"),
+        ("paint:Larger", [LABEL], [DECISION], "8 latents of size 5 give"),
+        ("paint:Nothing", [LABEL], [DECISION], "AttributeError"),
+        ("paint:Quarters", [LABEL], [DECISION], "size of its latents is unknown"),
         ("paint:Painter", [LABEL], ["same=1@paint:Quarters"], "is 'right' again"),
         ("paint:Painter", [LABEL], ["right=1@paint:Upper"], "label 'right' occurs twice"),
-        ("paint:Painter", ["right"], [], "write NAME=CLASS@CLASSIFIER"),
-        ("paint:Painter", ["right=top@paint:Quarters"], [], "no class 'top'; choose from left, right"),
-        ("paint:Painter", ["right=0..1@paint:Quarters"], [], "against none is no label"),
-        ("paint:Painter", ["right=7@paint:Quarters"], [], "classes go from 0 to 1"),
-        ("paint:Painter", ["right=1@paint:Grey"], [], "reads images of 1 channels, the generator draws 3"),
+        ("paint:Painter", ["right"], [DECISION], "write NAME=CLASS@CLASSIFIER"),
+        ("paint:Painter", ["right=top@paint:Quarters"], [DECISION], "no class 'top'; choose from left, right"),
+        ("paint:Painter", ["right=0..1@paint:Quarters"], [DECISION], "against none is no label"),
+        ("paint:Painter", ["right=7@paint:Quarters"], [DECISION], "classes go from 0 to 1"),
+        ("paint:Painter", ["right=1@paint:Grey"], [DECISION], "reads images of 1 channels, the generator draws 3"),
         ("paint:Painter", [], [DECISION], "name at least one attribute"),
+        ("paint:Painter", [LABEL], [], "one label alone tells nothing"),
+        ("missing.safetensors", [LABEL], [DECISION], "no such file"),
     ],
 )
 def test_what_cannot_be_scored_is_named(here, generator, labels, decisions, message):
@@ -122,6 +124,12 @@ def test_an_attribute_that_never_occurs_is_named(here):
     with pytest.raises(VceError, match="label 'never' never occurs among 20 images"):
         scores.scores(system, Recipe(2, hidden=4), 20, 0, here / "out", lambda: None)
     assert not (here / "out").exists()
+
+
+def test_a_shift_that_hardly_works_is_said_to(here):
+    system = scores.own_system("paint:Painter", [LABEL], [DECISION])
+    tables = scores.scores(system, Recipe(1, hidden=4), 120, 0, here / "out", lambda: None)
+    assert "many edits fail" in scores.summary(tables)
 
 
 def test_classes_are_names_numbers_and_ranges():
@@ -208,4 +216,6 @@ def test_an_image_of_one_s_own_is_explained(classifier, monkeypatch, tmp_path):
     assert found.exit_code == 0, found.output
     record = pd.read_json(tmp_path / "out/mine/explanation.json", typ="series")
     assert record["status"] == "ok" and record["reconstruction_error"]["rms"] < 0.05
+    assert record["reconstruction_error"]["target_confidence"] < 0.5 and "its drawing is" in found.output
+    assert all(row["seconds"] > 0 for row in record["counterfactuals"])
     assert (tmp_path / "out/mine/reconstruction.png").is_file()
