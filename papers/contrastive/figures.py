@@ -45,7 +45,8 @@ def scores(table: pd.DataFrame) -> plt.Figure:
                 label = text if i == 0 else None
                 axis.bar(place, one["value"], 0.32, yerr=error, color=f"C{j}", label=label, capsize=3)
                 rest = edited.drop(first)["value"]
-                axis.plot([place] * len(rest), rest, ".", color="black", ms=5, zorder=3)
+                label = "other seeds" if i == j == 0 else None
+                axis.plot([place] * len(rest), rest, ".", color="black", ms=5, zorder=3, label=label)
                 for regime, marker in FLOORS.items():
                     floor = rows[(rows["regime"] == regime) & (rows["seed"] == first)]["value"]
                     label = regime if i == j == 0 else None
@@ -55,7 +56,8 @@ def scores(table: pd.DataFrame) -> plt.Figure:
         axis.set(title=f"decision: {decision}", ylim=(0, 1), xlabel="attribute")
     axes[0, 0].set_ylabel("probability")
     figure.tight_layout()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=7)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=8)
+    figure.text(0.5, -0.12, "a mark that is missing rests on fewer than 30 units", ha="center", fontsize=7.5)
     return figure
 
 
@@ -72,7 +74,8 @@ def truth(table: pd.DataFrame) -> plt.Figure:
                 held, free = (rows[rows["regime"] == regime] for regime in ("clamp_others", "free"))
                 place, first = i + 0.36 * (j - 0.5), i == 0
                 axis.bar(place, held["value"].mean(), 0.32, color=f"C{j}", label=text if first else None)
-                axis.plot([place] * len(held), held["value"], ".", color="black", ms=5, zorder=3)
+                label = "training seeds" if first and not j else None
+                axis.plot([place] * len(held), held["value"], ".", color="black", ms=5, zorder=3, label=label)
                 label = "others free" if first and not j else None
                 axis.plot([place + 0.09] * len(free), free["value"], "x", color="0.45", ms=4, zorder=3, label=label)
                 exact, ends = held["exact"].iloc[0], (place - 0.17, place + 0.17)
@@ -126,7 +129,9 @@ def sweep(table: pd.DataFrame) -> plt.Figure:
                 axis.plot(range(len(mean)), mean[value], "o-", label=attribute)
         lams = sorted(here["lam"].unique())
         column[1].set_xticks(range(len(lams)), [f"{lam:g}" for lam in lams])
-        column[0].set(title=system, ylabel="length of the shift", yscale="log")
+        column[0].set(title=f"{system}, trained briefly", ylabel="length of the shift", yscale="log")
+        column[0].yaxis.set_major_formatter("{x:g}")
+        column[0].yaxis.set_minor_formatter("")
         by = "auditor" if judge == "audited" else "classifier itself"
         column[1].set(xlabel="λ", ylabel=f"validity, by the {by}", ylim=(-0.03, 1.03))
         column[1].legend(fontsize=7.5)
