@@ -147,7 +147,7 @@ rule contrastive_sweep:
         f"{LOGS}/contrastive/sweep-{{system}}-{{seed}}.log",
     wildcard_constraints:
         system="[a-z-]+",
-    priority: 6
+    priority: 8
     params:
         src=digest("papers.contrastive.sweep"),
         recipe=lambda wildcards: json.dumps(
