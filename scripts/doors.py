@@ -205,6 +205,8 @@ def edited_modules(doors: Doors) -> None:
             "fido_figures",
             "fido_grids",
             "fido_photos",
+            "contrastive_figures",
+            "contrastive_grids",
             "verdict_figure",
         },
         "papers/svce/exactness.py": {"svce_exactness", "svce_verdicts", "svce_judged_figures", "verdict_figure"},
@@ -217,6 +219,7 @@ def edited_modules(doors: Doors) -> None:
             "clarity_verdicts",
             "disc_verdicts",
             "fido_verdicts",
+            "contrastive_verdicts",
             "verdict_figure",
         },
     }
