@@ -235,14 +235,16 @@ def _write_result(
         )
     status = rows[chosen]["status"]
     mask = None if answer.saliency is None else (answer.saliency[sample] > 0.5).float()
-    area = {} if mask is None else {"mask_area": _number(mask.mean())}
+    more = {} if mask is None else {"mask_area": _number(mask.mean())}
     if reference is not None:  # what the method's own change starts from, and how far that is from the image
-        area["reconstruction_error"] = {
+        with torch.no_grad():
+            drawn = request.classifier(reference[None]).softmax(1)[0]
+        more["reconstruction_error"] = {
             "mean_abs": _number((reference - image).abs().mean()),
             "rms": _number((reference - image).square().mean().sqrt()),
-            "target_confidence": _number(request.classifier(reference[None]).softmax(1)[0, facts["target"]["index"]]),
+            "target_confidence": _number(drawn[facts["target"]["index"]]),
         }
-    record = {"status": status} | facts | area | {"chosen": rows[chosen][label], "counterfactuals": rows}
+    record = {"status": status} | facts | more | {"chosen": rows[chosen][label], "counterfactuals": rows}
     source, target = facts["source"], facts["target"]
     shown, value = (source, "source_confidence") if METHODS[request.method].untargeted else (target, "confidence")
     titles = [f"{label} {row[label]:g}: {shown['name']} {_percent(row[value])}{_short(row, label)}" for row in rows]

@@ -67,7 +67,7 @@ def explain(
     c = condition(present, classifier.k, target, "clamp_others")
     paths = torch.stack([counterfactual(w, c, S, system.G, alpha) for alpha in strengths], 1)
     batch = finish(images, paths, target, classifier=classifier, strengths=strengths)
-    shift = torch.stack([alpha * S(w, c) for alpha in strengths], 1)
+    shift = torch.tensor(strengths)[:, None] * S(w, c)[:, None]
     same = (source == target)[:, None].numpy()
     facts = {"reference": reference, "latent_shift": shift, "status": np.where(same, "skipped", batch.status)}
     return CounterfactualBatch(**{**vars(batch), **facts, "steps": torch.full_like(batch.steps, STEPS)})

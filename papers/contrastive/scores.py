@@ -54,41 +54,42 @@ class Fitted(nn.Module):
 
 def load_generator(name: str) -> nn.Module:
     """`face-gan`, a VAE FILE.safetensors of this pipeline, or an import path package.module:build of a module that maps
-    N×d standard normal latents to N×C×H×W images in [0, 1] and has `latent_shape`.
-
-    Raises VceError when the latent has another size than `latent_shape` says, or images are not in [0, 1].
+    N×d standard normal latents to N×C×H×W images in [0, 1] and has `latent_shape`. Raises VceError when there is none.
     """
     if name == "face-gan":
         return face_gan()
     if name.endswith(".safetensors"):
         if not Path(name).is_file():
             raise VceError(f"--generator {name}: no such file; check the path")
-        generator: nn.Module = Decoder(load_vae(name))
-    else:
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))  # the console script starts without it
-        try:
-            built = pkgutil.resolve_name(name)
-            generator = built if isinstance(built, nn.Module) else built()
-        except Exception as error:  # the user's own code may raise anything
-            raise VceError(
-                f"--generator {name}: {type(error).__name__}: {error}; choose face-gan, a VAE FILE.safetensors, or"
-                " package.module:build"
-            ) from error
-    generator.eval().requires_grad_(False)
-    size = latent_size(generator, name)
+        return Decoder(load_vae(name))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # the console script starts without it
+    try:
+        built = pkgutil.resolve_name(name)
+        generator = built if isinstance(built, nn.Module) else built()
+        return generator.eval().requires_grad_(False)
+    except Exception as error:  # the user's own code may raise anything
+        raise VceError(
+            f"--generator {name}: {type(error).__name__}: {error}; choose face-gan, a VAE FILE.safetensors, or"
+            " package.module:build"
+        ) from error
+
+
+def probe(generator: nn.Module, d: int, name: str) -> Tensor:
+    """What a generator makes of a few latents of size d: images N×C×H×W. Raises VceError when it takes none of that
+    size, or images are not in [0, 1]."""
     try:
         with torch.no_grad():
-            images = generator(torch.randn(PROBED, size, generator=torch.Generator().manual_seed(0)))
+            images = generator(torch.randn(PROBED, d, generator=torch.Generator().manual_seed(0)))
     except Exception as error:
         raise VceError(
-            f"--generator {name}: takes no latents of size {size}, which its latent_shape says ({error})"
+            f"--generator {name}: takes no latents of size {d}, which its latent_shape says ({error})"
         ) from error
     if not isinstance(images, Tensor) or images.ndim != 4 or len(images) != PROBED or not images.isfinite().all():
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise VceError(
-            f"--generator {name}: {PROBED} latents of size {size} give {got}, not finite images {PROBED}×C×H×W; mend it"
-            " or its latent_shape"
+            f"--generator {name}: {PROBED} latents of size {d} give {got}, not finite images {PROBED}×C×H×W; mend it or"
+            " its latent_shape"
         )
     low, high = float(images.min()), float(images.max())
     if low < -TOLERATED or high > 1 + TOLERATED:
@@ -96,7 +97,7 @@ def load_generator(name: str) -> nn.Module:
             f"--generator {name}: images reach from {low:.2f} to {high:.2f}, classifiers read [0, 1]; map them there,"
             " such as (x + 1) / 2 after a tanh"
         )
-    return generator
+    return images
 
 
 def latent_size(generator: nn.Module, name: str) -> int:
@@ -152,17 +153,16 @@ def own_system(generator: str, labels: Sequence[str], decisions: Sequence[str]) 
         )
     G = load_generator(generator)
     d = latent_size(G, generator)
-    with torch.no_grad():
-        images = G(torch.randn(PROBED, d, generator=torch.Generator().manual_seed(0)))
+    channels = probe(G, d, generator).shape[1]
     loaded: dict[str, nn.Module] = {}
     seen: dict[tuple[str, tuple[int, ...]], str] = {}
 
     def network(text: str) -> tuple[str, nn.Module]:
         name, classes, path = parse_label(text)
         classifier = loaded.setdefault(path, load_classifier(path))
-        if classifier.image_shape[0] != images.shape[1]:
+        if classifier.image_shape[0] != channels:
             raise VceError(
-                f"{text!r}: reads images of {classifier.image_shape[0]} channels, the generator draws {images.shape[1]}"
+                f"{text!r}: reads images of {classifier.image_shape[0]} channels, the generator draws {channels}"
             )
         chosen = chosen_classes(classes, classifier.class_names, text)
         if (path, chosen) in seen:
