@@ -72,7 +72,8 @@ def explain(
     if target is None and not found.untargeted:
         raise VceError(f"--target: missing, {method} moves an image to a class; name one, such as --target tabby")
     from common.progress import Progress
-    from vce.explain import Request, check_strengths, explain_files, find_class, find_images
+    from vce.explain import check_strengths, explain_files, find_class, find_images
+    from vce.explanation import Request
 
     strengths = check_strengths(radius) if radius else None
     paths = find_images(image)

@@ -1,4 +1,4 @@
-"""From image files to folders of counterfactuals: read, explain in batches, measure, write. The cli only parses."""
+"""From image files to folders of counterfactuals: read, explain in batches, write. The cli only parses."""
 
 import difflib
 import errno
@@ -6,41 +6,22 @@ import json
 import math
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from platform import python_version
-
-import torch
-from torch import Tensor
 
 from common.classifiers.base import Classifier
 from common.data.images import SUFFIXES, load_image, save_image
 from common.errors import VceError
-from common.explain import MAX_STRENGTHS, CounterfactualBatch, Explainer, Streams
-from common.files import sha256, write_atomic
+from common.explain import MAX_STRENGTHS
+from common.files import write_atomic
+from common.metrics.perturbation import pixel_change
 from common.progress import Progress
+from vce.explanation import Explanation, Request, explain_batch, facts, one_line
 from vce.methods import METHODS
 from vce.pictures import draw_difference, draw_overview, draw_saliency
 
 RECORD = "explanation.json"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to explain and how: `explain` is the method's contract function; one path for every image and one target, or
-    None for the runner-up class of each."""
-
-    method: str
-    explain: Explainer
-    classifier: Classifier
-    target: int | None
-    strengths: tuple[float, ...]
-    seed: int
-    batch_size: int
 
 
 def find_images(arguments: Sequence[Path]) -> list[Path]:
@@ -96,6 +77,13 @@ def check_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted(set(strengths)))
 
 
+def check_out(out: Path) -> None:
+    """Raise VceError where the folder `out` cannot be written: before the work, not after it."""
+    nearest = next(path for path in (out, *out.resolve().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise VceError(f"{out}: {nearest} is no folder that can be written; choose another --out")
+
+
 def explain_files(paths: Sequence[Path], request: Request, out: Path, progress: Progress) -> list[dict]:
     """Explain image files in batches; write the folder `out/<stem>` for each, whole or not at all; return the records.
 
@@ -105,9 +93,7 @@ def explain_files(paths: Sequence[Path], request: Request, out: Path, progress: 
     Raises VceError when a folder in `out` is not ours to replace, or when the disk is full.
     """
     folders = _folders(paths, out)
-    nearest = next(path for path in (out, *out.resolve().parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):  # before the work, not after it
-        raise VceError(f"{out}: {nearest} is no folder that can be written; choose another --out")
+    check_out(out)
     records: dict[int, dict] = {}
     for start in range(0, len(paths), request.batch_size):
         batch = range(start, min(start + request.batch_size, len(paths)))
@@ -116,157 +102,39 @@ def explain_files(paths: Sequence[Path], request: Request, out: Path, progress: 
             try:
                 loaded[index] = load_image(paths[index], request.classifier.image_shape)
             except VceError as error:
-                why = {"status": "unreadable", "error": _text(str(error))}
-                records[index] = _written(folders[index], why | _facts(paths[index], request))
-        if loaded:
-            records.update(_explain_batch(paths, loaded, folders, request, progress))
+                why = {"status": "unreadable", "error": one_line(str(error))}
+                records[index] = why | facts(paths[index], request)
+                _write(folders[index], records[index])
+        for index, explanation in explain_batch(paths, loaded, request, progress) if loaded else ():
+            records[index] = explanation.record
+            _write_result(folders[index], explanation)
         progress.advance(len(batch))
     return [records[index] for index in range(len(paths))]
 
 
-def _explain_batch(
-    paths: Sequence[Path], loaded: dict[int, Tensor], folders: list[Path], request: Request, progress: Progress
-) -> Iterator[tuple[int, dict]]:
-    """Index and record of each image in `loaded` (index to tensor), after their folders have been written."""
-    classifier = request.classifier
-    images = torch.stack(list(loaded.values()))
-    with torch.no_grad():
-        before = classifier(images).softmax(1)
-    source = before.argmax(1)
-    runner_up = before.scatter(1, source[:, None], -1.0).argmax(1)
-    target = runner_up if request.target is None else torch.full((len(images),), request.target)
-    facts = {
-        index: _facts(paths[index], request) | _seen(paths[index], request.classifier, before[row], int(target[row]))
-        for row, index in enumerate(loaded)
-    }
-    rows = [row for row in range(len(images)) if source[row] != target[row]]
-    for row, index in enumerate(loaded):
-        if row not in rows:
-            why = {"status": "skipped", "note": "the classifier already predicts the target; choose another one"}
-            yield index, _written(folders[index], why | facts[index])
-    if not rows:
-        return
-    indices = [list(loaded)[row] for row in rows]
-    ids = tuple(facts[index]["image_sha256"][:16] for index in indices)
-    began = time.perf_counter()
-    answer = request.explain(
-        images[rows],
-        source[rows],
-        target[rows],
-        classifier=classifier,
-        rng=Streams(request.seed, ids, tuple(target[rows].tolist())),
-        strengths=request.strengths,
-        callback=progress,
-    )
-    seconds = time.perf_counter() - began
-    for sample, index in enumerate(indices):
-        image = images[rows[sample]]
-        yield index, _write_result(folders[index], facts[index], image, answer, sample, seconds, request)
-
-
-def _facts(path: Path, request: Request) -> dict:
-    """What every record says, whatever becomes of the image."""
-    packages = ("torch", "torchvision", "timm", "numpy", "pillow")
-    about = METHODS[request.method].about
-    known = {"about": about} if about else {}
-    if request.target is not None:
-        known["target"] = _class(request.classifier, request.target)
-    return known | {
-        "image": _text(str(path)),
-        "method": request.method,
-        "classifier": request.classifier.name,
-        "seed": request.seed,
-        "versions": {"python": python_version()} | {package: version(package) for package in packages},
-    }
-
-
-def _class(classifier: Classifier, index: int) -> dict:
-    return {"index": index, "name": classifier.class_names[index]}
-
-
-def _seen(path: Path, classifier: Classifier, before: Tensor, target: int) -> dict:
-    """What the classifier sees in the original, from its K probabilities `before`, and where it is to go."""
-    source = int(before.argmax())
-    return {
-        "image_sha256": sha256(path),
-        "target": _class(classifier, target),
-        "source": {
-            **_class(classifier, source),
-            "confidence": float(before[source]),
-            "target_confidence": float(before[target]),
-        },
-    }
-
-
-def _write_result(
-    folder: Path, facts: dict, image: Tensor, answer: CounterfactualBatch, sample: int, seconds: float, request: Request
-) -> dict:
-    """Write one image's folder and return its record; `seconds` of the batch are shared out by passes (NFE)."""
-    label = METHODS[request.method].label
-    paths = answer.images[sample]
-    reference = None if answer.reference is None else answer.reference[sample]
-    change = (paths - (image if reference is None else reference)).abs().sum(1)
-    chosen = next((s for s, status in enumerate(answer.status[sample]) if status == "ok"), len(paths) - 1)
-    nfe = answer.forward + answer.backward
-    with torch.no_grad():
-        after = request.classifier(paths).softmax(1)
-    left, predicted = after[:, facts["source"]["index"]], after.argmax(1)
-    rows = []
-    for s, strength in enumerate(answer.strengths):
-        delta = (paths[s] - image).double().abs().flatten()
-        rows.append(
-            {
-                label: strength,
-                "file": f"counterfactual_{label}{strength:.10g}.png",
-                "status": str(answer.status[sample][s]),
-                "confidence": _number(answer.confidence[sample, s]),
-                "source_confidence": _number(left[s]),
-                "predicted": {
-                    **_class(request.classifier, int(predicted[s])),
-                    "confidence": _number(after[s, predicted[s]]),
-                },
-                "l1": _number(delta.sum()),
-                "l1.5": _number(delta.pow(1.5).sum() ** (1 / 1.5)),
-                "l2": _number(delta.norm()),
-                "mean_abs_change": _number(delta.mean()),
-                "nfe": int(nfe[sample, s]),
-                "seconds": round(seconds * (float(nfe[sample, s] / nfe.sum()) if nfe.sum() else 1 / nfe.numel()), 4),
-            }
-        )
-    status = rows[chosen]["status"]
-    mask = None if answer.saliency is None else (answer.saliency[sample] > 0.5).float()
-    more = {} if mask is None else {"mask_area": _number(mask.mean())}
-    if reference is not None:  # what the method's own change starts from, and how far that is from the image
-        with torch.no_grad():
-            drawn = request.classifier(reference[None]).softmax(1)[0]
-        more["reconstruction_error"] = {
-            "mean_abs": _number((reference - image).abs().mean()),
-            "rms": _number((reference - image).square().mean().sqrt()),
-            "target_confidence": _number(drawn[facts["target"]["index"]]),
-        }
-    record = {"status": status} | facts | more | {"chosen": rows[chosen][label], "counterfactuals": rows}
-    source, target = facts["source"], facts["target"]
-    shown, value = (source, "source_confidence") if METHODS[request.method].untargeted else (target, "confidence")
+def _write_result(folder: Path, explanation: Explanation) -> None:
+    """Write the record of one image and, unless it was skipped, its pictures."""
+    if explanation.path is None:
+        return _write(folder, explanation.record)
+    record, rows, method = explanation.record, explanation.rows, METHODS[explanation.record["method"]]
+    label, source, target = method.label, record["source"], record["target"]
+    change = pixel_change(explanation.delta)
+    shown, value = (source, "source_confidence") if method.untargeted else (target, "confidence")
     titles = [f"{label} {row[label]:g}: {shown['name']} {_percent(row[value])}{_short(row, label)}" for row in rows]
     with _whole_folder(folder) as temporary:
-        for row, counterfactual in zip(rows, paths, strict=True):
+        for row, counterfactual in zip(rows, explanation.path, strict=True):
             save_image(counterfactual, temporary / row["file"])
-        save_image(paths[chosen], temporary / "counterfactual.png")
-        draw_difference(change[chosen], temporary / "difference.png")
+        save_image(explanation.path[explanation.chosen], temporary / "counterfactual.png")
+        draw_difference(change[explanation.chosen], temporary / "difference.png")
         first = f"original: {source['name']} {_percent(source['confidence'])}"
-        if reference is not None:
-            save_image(reference, temporary / "reconstruction.png")
-        if mask is not None:
-            draw_saliency(image, answer.saliency[sample], temporary / "saliency.png")
-            save_image(mask[None], temporary / "mask.png")
-        draw_overview(image, reference, paths, change, (first, titles), temporary / "overview.png")
+        if explanation.reference is not None:
+            save_image(explanation.reference, temporary / "reconstruction.png")
+        if explanation.saliency is not None:
+            draw_saliency(explanation.image, explanation.saliency, temporary / "saliency.png")
+            save_image((explanation.saliency > 0.5).float()[None], temporary / "mask.png")
+        pictures = (explanation.image, explanation.reference, explanation.path)
+        draw_overview(*pictures, change, (first, titles), temporary / "overview.png")
         _write_record(temporary, record)
-    return record
-
-
-def _text(text: str) -> str:
-    """One line that UTF-8 can hold, whatever bytes a file name has."""
-    return " ".join(text.encode(errors="replace").decode().split())
 
 
 def _short(row: dict, label: str) -> str:
@@ -284,11 +152,6 @@ def _percent(confidence: float | None) -> str:
     return "?" if confidence is None else f"{100 * confidence:.1f} %"
 
 
-def _number(value: Tensor) -> float | None:
-    """A JSON number; none where a method diverged."""
-    return float(value) if value.isfinite() else None
-
-
 def _folders(paths: Sequence[Path], out: Path) -> list[Path]:
     """One folder per image, named by its stem; refuses what an earlier run of ours did not write."""
     used: dict[Path, None] = {}
@@ -302,10 +165,9 @@ def _folders(paths: Sequence[Path], out: Path) -> list[Path]:
     return list(used)
 
 
-def _written(folder: Path, record: dict) -> dict:
+def _write(folder: Path, record: dict) -> None:
     with _whole_folder(folder) as temporary:
         _write_record(temporary, record)
-    return record
 
 
 def _write_record(folder: Path, record: dict) -> None:
