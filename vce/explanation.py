@@ -199,6 +199,7 @@ def _explanation(
             "mean_abs": _number((reference - image).abs().mean()),
             "rms": _number((reference - image).square().mean().sqrt()),
             "target_confidence": _number(drawn[known["target"]["index"]]),
+            "source_confidence": _number(drawn[known["source"]["index"]]),
         }
     record = {"status": rows[chosen]["status"]} | known | more
     record |= {"chosen": rows[chosen][label], "counterfactuals": rows}
