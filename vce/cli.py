@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from common.errors import VceError, one_line_errors
-from vce.methods import METHODS, find_method
+from vce.methods import METHODS, check_pair, find_method
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True)
@@ -88,6 +88,60 @@ def explain(
     typer.echo(f"results in {out}")
     if any(record["status"] == "unreadable" for record in records):
         raise typer.Exit(1)
+
+
+@app.command(no_args_is_help=True)
+def diff(
+    method_a: Annotated[str, typer.Argument(help=f"One of: {', '.join(METHODS)}.")],
+    method_b: Annotated[str, typer.Argument(help="Another one.")],
+    image: Annotated[Path, typer.Option(help="An image file.")],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="The class that both move to: its index, its name, or a unique part of it. Beside fido, which needs"
+            " none, by default the runner-up."
+        ),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help="As for 'vce explain', for the methods that explain any classifier. clarity and contrastive explain"
+            " their own, clarity/mnist and contrastive/smile; the target must be a class of both."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the page IMAGE-METHOD_A-METHOD_B.html.")] = Path("out"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random streams.")] = 0,
+) -> None:
+    """Compare two methods on one image: their whole paths, at equal change, at equal confidence, and their agreement.
+
+    Example: vce diff svce fido --image cat.png
+
+    Example: vce diff svce disc --image cat.png --target "Egyptian cat" --out out
+
+    Example: vce diff clarity svce --image digit.png --target 9 --classifier mnist/lenet5-plain-packaged
+
+    Prints the numbers, and writes them with pictures, difference maps and sliders as one page that needs no network.
+    """
+    names = (method_a, method_b)
+    check_pair(names, target, classifier)
+    from rich.console import Console
+
+    from common.files import write_atomic
+    from common.progress import Progress
+    from vce.diff import compare, find_targets, load_classifiers
+    from vce.diff_page import page_path, render
+    from vce.diff_text import print_diff
+    from vce.explain import check_out
+
+    check_out(out)
+    models = load_classifiers(names, classifier)
+    targets = find_targets(models, target)
+    with Progress(f"{method_a} and {method_b}", total=2, unit="methods") as progress:
+        found = compare(image, names, models, targets, seed, progress)
+    page = page_path(out, image, names)
+    write_atomic(page, render(found))
+    print_diff(found, Console())
+    typer.echo(f"pictures and numbers in {page}")
 
 
 @app.command()

@@ -29,6 +29,11 @@ class Method:
     about: str = ""
     untargeted: bool = False
 
+    @property
+    def own_classifier(self) -> bool:
+        """Whether it explains a classifier of its own, and no other."""
+        return self.loader != Method.loader
+
     def load(self) -> Callable:
         """The contract function of `common.explain.Explainer`."""
         return _imported(self.path)
@@ -95,10 +100,27 @@ METHODS = {
 }
 
 
-def find_method(name: str) -> Method:
-    """The method called `name`. Raises VceError with the known names and the closest match."""
+def find_method(name: str, argument: str = "--method") -> Method:
+    """The method called `name`, as `argument` of a command named it. Raises VceError with the known names and the
+    closest match."""
     if name not in METHODS:
         close = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise VceError(f"--method {name}: unknown; {hint}Known are {', '.join(METHODS)}")
+        raise VceError(f"{argument} {name}: unknown; {hint}Known are {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def check_pair(names: tuple[str, str], target: str | None, classifier: str | None) -> None:
+    """Raise VceError for an unknown method, one method twice, a missing `target` where the two do not share the
+    runner-up class, and a `classifier` that neither takes."""
+    first, second = find_method(names[0], "METHOD_A"), find_method(names[1], "METHOD_B")
+    if first is second:
+        raise VceError(f"METHOD_B {names[1]}: named twice; name two different methods")
+    shared = first.loader == second.loader
+    if target is None and not (shared and (first.untargeted or second.untargeted)):
+        why = "move an image to a class" if shared else "explain different classifiers"
+        fix = "name the class that both shall move to"
+        raise VceError(f"--target: missing, {names[0]} and {names[1]} {why}; {fix}")
+    if classifier and not shared and first.own_classifier and second.own_classifier:
+        why = f"{names[0]} and {names[1]} each explain a classifier of their own"
+        raise VceError(f"--classifier {classifier}: {why}; leave it out")

@@ -1,16 +1,22 @@
 """The pictures of one explained image. No global matplotlib state: a figure is an object, drawn by Agg."""
 
+import base64
+import io
 import textwrap
 from pathlib import Path
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from common.files import atomic_path
 from papers.fido.pictures import overlay
 
 MAP_TITLE = "Σ|δ| over the colours"
+COLOURS = "magma"  # of the maps
 
 
 def draw_difference(change: Tensor, path: Path) -> None:
@@ -57,6 +63,25 @@ def draw_overview(
     _save(figure, path)
 
 
+def picture_uri(image: Tensor) -> str:
+    """An image C×H×W in [0, 1], of 1 or 3 channels, as the data URI of an 8-bit PNG of the same size."""
+    values = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return _uri(values.squeeze(2) if values.shape[2] == 1 else values)
+
+
+def map_uri(change: Tensor, top: float) -> str:
+    """A map H×W ≥ 0 in the colours of the other maps, from 0 to `top`, as the data URI of a PNG of the same size."""
+    share = change.numpy() / (top or 1.0)
+    return _uri(colormaps[COLOURS](share, bytes=True)[..., :3])
+
+
+def _uri(pixels: np.ndarray) -> str:
+    """H×W or H×W×3 bytes as a PNG without metadata."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 def _picture(axes: Axes, image: Tensor, title: str) -> None:
     pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
     axes.imshow(pixels if pixels.shape[2] == 3 else pixels[..., 0], cmap="gray", vmin=0, vmax=1)
@@ -65,7 +90,7 @@ def _picture(axes: Axes, image: Tensor, title: str) -> None:
 
 
 def _map(axes: Axes, change: Tensor, top: float, title: str, *, bar: bool = True):
-    drawn = axes.imshow(change.numpy(), cmap="magma", vmin=0, vmax=top or 1.0)
+    drawn = axes.imshow(change.numpy(), cmap=COLOURS, vmin=0, vmax=top or 1.0)
     axes.set_title(title, fontsize=9)
     axes.axis("off")
     if bar:
