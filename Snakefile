@@ -28,7 +28,7 @@ except VceError as error:
 WORK, RESULTS, FIGURES, LOGS = (
     f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs")
 )
-PAPERS = ["svce", "clarity", "disc", "fido", "contrastive"]
+PARTS = ["svce", "clarity", "disc", "fido", "contrastive", "comparison"]
 
 
 localrules:
@@ -40,13 +40,14 @@ localrules:
     disc_results,
     fido_results,
     contrastive_results,
+    comparison_results,
 
 
 rule all:
     default_target: True
     input:
-        lambda _: [file for paper in PAPERS for file in RESULTS_OF[paper]],
-        lambda _: [file for paper in PAPERS for file in FIGURES_OF[paper]],
+        lambda _: [file for part in PARTS for file in RESULTS_OF[part]],
+        lambda _: [file for part in PARTS for file in FIGURES_OF[part]],
 
 
 rule data:
@@ -63,16 +64,17 @@ include: "papers/clarity/rules.smk"
 include: "papers/disc/rules.smk"
 include: "papers/fido/rules.smk"
 include: "papers/contrastive/rules.smk"
+include: "comparison/rules.smk"
 
 
 onsuccess:
-    for paper in PAPERS:
-        verdicts = Path(RESULTS, paper, "claims.json")
+    for part in PARTS:
+        verdicts = Path(RESULTS, part, "claims.json")
         if verdicts.is_file():
             claims = json.loads(verdicts.read_text())["claims"]
             for name, claim in sorted(
                 claims.items(), key=lambda item: int(item[0][1:])
             ):
                 print(
-                    f"{paper} {name:>3}  {claim['verdict']:<13} {claim['statement']}"
+                    f"{part} {name:>3}  {claim['verdict']:<13} {claim['statement']}"
                 )

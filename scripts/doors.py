@@ -93,6 +93,16 @@ def tiny(config: dict) -> dict:
             },
             "photos": {"steps": 2, "masks": 1},
         },
+        "comparison": {
+            "classifiers": brief(config["comparison"]["classifiers"]),
+            "worlds": {"faces-smile": {"n": 4, "vae": {"images": 100, "epochs": 1}}, "mnist": {"n": 4}},
+            "methods": {
+                "disc": {"settings": {"fit": 10, "steer": 10}},
+                "contrastive": {
+                    "prepare": {world: {"shift": {"steps": 10}} for world in config["comparison"]["worlds"]}
+                },
+            },
+        },
     }
 
 
@@ -207,6 +217,8 @@ def edited_modules(doors: Doors) -> None:
             "fido_photos",
             "contrastive_figures",
             "contrastive_grids",
+            "comparison_figures",
+            "comparison_grids",
             "verdict_figure",
         },
         "papers/svce/exactness.py": {"svce_exactness", "svce_verdicts", "svce_judged_figures", "verdict_figure"},
@@ -220,6 +232,17 @@ def edited_modules(doors: Doors) -> None:
             "disc_verdicts",
             "fido_verdicts",
             "contrastive_verdicts",
+            "comparison_verdicts",
+            "verdict_figure",
+        },
+        "comparison/methods/svce.py": {
+            "comparison_explain_pixel_ascent",
+            "comparison_measure",
+            "comparison_cells",
+            "comparison_verdicts",
+            "comparison_tables",
+            "comparison_figures",
+            "comparison_grids",
             "verdict_figure",
         },
     }
@@ -238,7 +261,8 @@ def edited_modules(doors: Doors) -> None:
     jobs = doors.jobs(doors.run("dvc", "repro"))
     opened(
         "through DVC the edited module rebuilds too",
-        sorted(jobs) == ["clarity_verdicts", "contrastive_verdicts", "disc_verdicts", "fido_verdicts", "svce_verdicts"],
+        sorted(jobs)
+        == [f"{part}_verdicts" for part in ("clarity", "comparison", "contrastive", "disc", "fido", "svce")],
         jobs,
     )
     file.write_text(text)  # the verdicts name the code that judged, so the same bits need the same code

@@ -1,4 +1,5 @@
-"""Write the verdicts of reference/cpu/*.json into README.md, at a glance, and into each paper's README, in full.
+"""Write the verdicts of reference/cpu/*.json into README.md, at a glance, and into the README of each paper and of the
+comparison, in full.
 
 python scripts/verdict_table.py
 """
@@ -11,12 +12,17 @@ from common.files import ROOT
 START, END = "<!-- verdicts -->\n", "<!-- /verdicts -->"
 
 
-def glance(report: dict, paper: str) -> str:
+def folder(part: str) -> str:
+    """Where a paper lives, or the comparison."""
+    return part if part == "comparison" else f"papers/{part}"
+
+
+def glance(report: dict, part: str) -> str:
     """The verdicts of one reference as a narrow Markdown table."""
     lines = [
         f"| {name} | {claim['statement']} | **{claim['verdict']}** |" for name, claim in in_order(report["claims"])
     ]
-    return "\n".join([f"**[{paper}](papers/{paper}/README.md#verdicts)**, {head(report)}", "", "| | claim | verdict |",
+    return "\n".join([f"**[{part}]({folder(part)}/README.md#verdicts)**, {head(report)}", "", "| | claim | verdict |",
                       "|---|---|---|", *lines]) + "\n"  # fmt: skip
 
 
@@ -56,8 +62,8 @@ def with_block(text: str, block: str) -> str:
 def pages(root: Path = ROOT) -> dict[Path, str]:
     """The text of every page that carries verdicts, by its path."""
     reports = {path.stem: json.loads(path.read_text()) for path in sorted((root / "reference" / "cpu").glob("*.json"))}
-    blocks = {root / "README.md": "\n".join(glance(report, paper) for paper, report in reports.items())}
-    blocks |= {root / "papers" / paper / "README.md": in_full(report) for paper, report in reports.items()}
+    blocks = {root / "README.md": "\n".join(glance(report, part) for part, report in reports.items())}
+    blocks |= {root / folder(part) / "README.md": in_full(report) for part, report in reports.items()}
     return {path: with_block(path.read_text(), block) for path, block in blocks.items()}
 
 

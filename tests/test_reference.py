@@ -13,19 +13,26 @@ REFERENCES = sorted((ROOT / "reference").glob("*/*.json"))
 sys.path.insert(0, str(ROOT / "scripts"))
 
 
+def rules_of(reference):
+    """The committed rules of a paper, or of the comparison."""
+    from verdict_table import folder
+
+    return ROOT / folder(reference.stem) / "claims.yaml"
+
+
 def test_there_is_a_reference():
     assert REFERENCES
 
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_rules_are_older_than_the_rows_they_judge(reference):
-    require_older_rules(reference, ROOT / "papers" / reference.stem / "claims.yaml", ROOT)
+    require_older_rules(reference, rules_of(reference), ROOT)
 
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_claim_has_a_verdict_and_no_lists(reference):
     report = json.loads(reference.read_text())
-    claims = load_claims(ROOT / "papers" / reference.stem / "claims.yaml").claims
+    claims = load_claims(rules_of(reference)).claims
     assert report["claims"].keys() == claims.keys()
     assert report["protocol"]["scale"] == reference.parent.name
     values = [*report["protocol"].values(), *(value for claim in report["claims"].values() for value in claim.values())]

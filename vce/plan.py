@@ -43,6 +43,8 @@ EDITED, NUISANCES = {"face-gan": 4, "faces": 11}, 3  # edits of every latent, an
 COMPARED = 150  # passes of all baselines per latent and label
 RENDERED_PASS_SECONDS = 0.0004  # a rendered face through decoder and classifiers, one core (measured)
 GAN_TRAINED, GAN_LABELLED = 25, 58  # of those a face of the GAN counts as: there and back, and under eight transforms
+COMPARISON_PASS_SECONDS = 0.0005  # of the comparison: generator or classifier, one core (measured, all jobs together)
+LATENT_STEPS = 20  # of Clarity's search there, on average
 CURVE, MAP_PASSES = 14, 40  # in-filled images per map and judging in-fill, and for all other measures
 
 
@@ -100,6 +102,7 @@ def plan(scale: str) -> tuple[list[Target], list[str]]:
         **{rule: (MEMBER_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("clarity_")},
         **{rule: (RENDERED_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("contrastive_")},
         **{rule: (INVERSION_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("disc_")},
+        **{rule: (COMPARISON_PASS_SECONDS, JOB_GIB) for rule in jobs if rule.startswith("comparison_")},
     }
     targets = []
     for rule, count in sorted(jobs.items()):
@@ -119,6 +122,8 @@ def passes_of(rule: str, config: dict) -> int:
         return _fido_passes(rule, config)
     if rule.startswith("contrastive_"):
         return _contrastive_passes(rule, config["contrastive"], config["seeds"])
+    if rule.startswith("comparison_"):
+        return _comparison_passes(rule, config["comparison"], config["splits"])
     if rule == "infiller":
         recipes = config["infillers"].values()
         return sum(recipe["steps"] * INFILL_BATCH for recipe in recipes) // len(recipes)  # one job each
@@ -261,6 +266,46 @@ def _contrastive_passes(rule: str, contrastive: dict, seeds: list[int]) -> int:
         passes = sum(count * len(entry["lams"]) * _shift_passes(name, entry["recipe"]) for name, entry, count in runs)
         return passes // max(sum(count for _, _, count in runs), 1)
     return 0
+
+
+def _comparison_passes(rule: str, comparison: dict, splits: dict) -> int:
+    """Images through a generator or a classifier in one job of the comparison; jobs of several worlds count as their
+    mean, and a step of Clarity's search as one pass."""
+    worlds, methods = comparison["worlds"], comparison["methods"]
+    if rule == "comparison_classifiers":
+        return sum(
+            _training_passes(recipe, splits[world]["systems"])
+            for world, kinds in comparison["classifiers"].items()
+            for recipe in kinds.values()
+        )
+    if rule == "comparison_prepare":
+        passes = 0
+        for world, settings in worlds.items():
+            vae = settings["vae"]
+            passes += 0 if isinstance(vae, str) else vae["images"] * vae["epochs"]
+            recipes = [method["prepare"].get(world, {}) for method in methods.values() if "prepare" in method]
+            shifts = [recipe["shift"] for recipe in recipes if "shift" in recipe]
+            passes += sum(len(settings["classifiers"]) * _shift_passes(world, shift) for shift in shifts)
+        return passes // len(worlds)
+    for job in comparison["jobs"]:
+        if rule == rule_of("comparison_explain", job[:1]):
+            return sum(
+                settings["n"] * len(settings["classifiers"]) * _method_passes(methods[name], world)
+                for name in job
+                for world, settings in worlds.items()
+                if world in methods[name]["strengths"]
+            )
+    return 0
+
+
+def _method_passes(method: dict, world: str) -> int:
+    """Passes per image of one method of the comparison, at most."""
+    settings = method.get("settings", {})
+    if "iterations" in settings:
+        return len(method["strengths"][world]) * (settings["iterations"] + 1)
+    if "steer" in settings:
+        return settings["fit"] + settings["steer"]
+    return settings["steps"] * settings["masks"] if "masks" in settings else LATENT_STEPS
 
 
 def _shift_passes(system: str, recipe: dict) -> int:

@@ -115,6 +115,32 @@ def test_passes_of_fido_by_hand():
     assert passes_of("infiller", config) == 15 * planning.INFILL_BATCH
 
 
+def test_passes_of_the_comparison_by_hand():
+    shift = {"shift": {"steps": 5, "batch_size": 4}}
+    config = {
+        "splits": {"w": {"systems": 100}},
+        "comparison": {
+            "classifiers": {"w": {"standard": {"epochs": 2}, "l2at": {"epochs": 3, "adversary": {"l2": 1}}}},
+            "worlds": {
+                "w": {"classifiers": ["standard", "l2at"], "n": 10, "vae": {"images": 50, "epochs": 3}},
+                "v": {"classifiers": ["l2at"], "n": 7, "vae": "v"},
+            },
+            "methods": {
+                "ascent": {"settings": {"iterations": 9}, "strengths": {"w": [1, 2], "v": [1]}},
+                "inversion": {"settings": {"fit": 20, "steer": 10}, "strengths": {"w": [0.9]}},
+                "maps": {"settings": {"steps": 6, "masks": 4}, "strengths": {"v": [0.1]}},
+                "shift": {"strengths": {"w": [1], "v": [1]}, "prepare": {"w": shift, "v": shift}},
+            },
+            "jobs": [["ascent", "inversion"], ["maps", "shift"]],
+        },
+    }
+    assert passes_of("comparison_classifiers", config) == 100 * (2 + 3 * 3)
+    assert passes_of("comparison_prepare", config) == (50 * 3 + 2 * 20 + 20) // 2
+    assert passes_of("comparison_explain_ascent", config) == 20 * 20 + 7 * 10 + 20 * 30
+    assert passes_of("comparison_explain_maps", config) == 7 * 24 + (20 + 7) * planning.LATENT_STEPS
+    assert passes_of("comparison_cells", config) == 0
+
+
 def test_passes_of_the_contrastive_method_by_hand():
     config = {
         "contrastive": {
@@ -189,6 +215,7 @@ def test_every_heavy_rule_of_a_scale_has_passes():
         heavy |= rule.startswith(("fido_train_", "fido_explain_", "fido_measure_"))
         heavy |= rule in ("infiller", "fido_photos", "contrastive_world", "contrastive_sweep")
         heavy |= rule.startswith(("contrastive_train_", "contrastive_measure_"))
+        heavy |= rule in ("comparison_classifiers", "comparison_prepare") or rule.startswith("comparison_explain_")
         assert (passes_of(rule, config) > 0) == heavy, rule
 
 

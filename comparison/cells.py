@@ -1,0 +1,151 @@
+"""Job: from what was measured of all training seeds to the tables that the claims are about.
+
+python -m comparison.cells --measured DIR... --costs F... --level 0.9 --out DIR --cost F
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.errors import one_line_errors
+from common.files import atomic_path
+from common.matching import At, read_all
+from common.measure import judged, passing_judges
+from common.results import COLUMNS, JUDGES, PANEL, write_rows
+from comparison.effect import mean_gain, mean_gain_reached
+
+CELL = ["world", "classifier", "method"]
+PATH = [*CELL, "seed", "image", "source", "target"]
+LOST = 0.1  # accuracy of f that a generator's drawings may cost
+MIN_RECONSTRUCTED = 0.9  # accuracy that a judge must keep on them
+
+
+def horizon(rows: pd.DataFrame) -> pd.Series:
+    """D of each world: the median mean |x* − x| of the twins, else of the nearest real images of the target class."""
+    ends = rows[rows["strength"] == 1].groupby(["world", "method"])["distance"].median().unstack("method")
+    nearest = ends["nearest-real"]
+    return ends["twin"].fillna(nearest) if "twin" in ends else nearest
+
+
+def panel_change(table: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
+    """The mean over the trained judges that pass their gate, of `gain_`, `drop_` and `p_`: columns `gain`, `drop` and
+    `p`. The reader of exact twins has no probabilities."""
+    parts = []
+    for world, mine in table.groupby("world"):
+        judges = sorted(passing_judges(gate, world))
+        means = {kind: mine[[f"{kind}_{judge}" for judge in judges]].mean(axis=1) for kind in ("gain", "drop", "p")}
+        parts.append(mine.assign(**means))
+    return pd.concat(parts, ignore_index=True)
+
+
+def effects(points: pd.DataFrame, D: pd.Series) -> pd.DataFrame:
+    """Outcome A of every path: `effect`, without interpolation `effect_reached`, against the change of the method's own
+    drawing `effect_own`, and by each judge alone."""
+    failed = points["status"].isin(("diverged", "skipped"))
+    gains = ["gain", *(f"gain_{judge}" for judge in PANEL)]
+    points = points.assign(**{name: points[name].mask(failed, 0.0) for name in gains})
+    found = []
+    for (world, *_), cell in points.groupby(CELL):
+        ordered = cell.sort_values([*PATH, "strength"])
+        size = ordered["strength"].nunique()
+
+        def paths(column: str, ordered=ordered, size=size) -> np.ndarray:
+            return ordered[column].to_numpy(float).reshape(-1, size)
+
+        d, own = paths("distance"), paths("own_distance")
+        outcome = {
+            "effect": mean_gain(d, paths("gain"), D[world]),
+            "effect_reached": mean_gain_reached(d, paths("gain"), D[world]),
+            "effect_own": mean_gain(own, paths("gain"), D[world]),
+            **{f"effect_{judge}": mean_gain(d, paths(f"gain_{judge}"), D[world]) for judge in PANEL},
+        }
+        found.append(ordered[PATH].iloc[::size].reset_index(drop=True).assign(**outcome, horizon=D[world]))
+    return pd.concat(found, ignore_index=True)
+
+
+def honesty(rows: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Outcome B of every path, `honest`: is its first image at own confidence `level` oracle-valid? Never reached is 0.
+    By each judge alone too; `reached`, and the change at which it was."""
+    votes = ["oracle_valid", *(f"oracle_{judge}" for judge in JUDGES)]
+    found = []
+    for cell, mine in rows.groupby(CELL):
+        reached = mine.assign(reached=1.0)
+        tables = read_all(reached, [*votes, "reached", "distance"], At(first_success=level))
+        columns = pd.concat({name: table.stack(future_stack=True) for name, table in tables.items()}, axis=1)
+        facts = dict(zip(CELL, cell, strict=True))
+        found.append(columns.reset_index().assign(**facts))
+    table = pd.concat(found, ignore_index=True).rename(columns=lambda name: name.replace("oracle_", "honest_"))
+    table = table.rename(columns={"honest_valid": "honest", "distance": "change"})
+    return table.assign(change=table["change"].where(table["reached"] == 1))
+
+
+def adequacy(drawings: pd.DataFrame) -> pd.DataFrame:
+    """By world, classifier, method and seed: whether the drawings that a method starts from cost f no more than `LOST`
+    of its accuracy; what they cost stands beside it. A method that draws nothing needs no gate."""
+    mine = drawings[drawings["reader"] == "f"]
+    lost = mine["accuracy"] - mine["reconstructed"]
+    return mine[[*CELL, "seed"]].assign(lost=lost, adequate=(lost <= LOST + 1e-6).astype(float))
+
+
+def together(folders: list[Path], name: str) -> pd.DataFrame:
+    """One table of all training seeds."""
+    return pd.concat([pd.read_parquet(folder / f"{name}.parquet") for folder in folders], ignore_index=True)
+
+
+def costs(files: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What every method took, with its overhead: seconds ÷ (evaluations × f's own forward and backward pass); what
+    methods say of themselves; the cells that were refused, with the reason."""
+    spent, facts, refused = [], [], []
+    for path in files:
+        cost = json.loads(path.read_text())
+        for cell in cost["cells"]:
+            key = {name: cell[name] for name in CELL} | {"seed": cost["seed"]}
+            facts += [{**key, "fact": name, "value": value} for name, value in cell.pop("facts").items()]
+            spent.append({**cell, "seed": cost["seed"], "commit": cost["commit"]})
+        refused += [{"cell": cell, "seed": cost["seed"], "reason": reason} for cell, reason in cost["refused"].items()]
+    table = pd.DataFrame(spent)
+    overhead = table["seconds"] / (table["evaluations"] * table["pass_seconds"]).where(table["evaluations"] > 0)
+    return (
+        table.assign(overhead=overhead),
+        pd.DataFrame(facts, columns=[*CELL, "seed", "fact", "value"]),
+        pd.DataFrame(refused, columns=["cell", "seed", "reason"]),
+    )
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measured", type=Path, nargs="+", required=True, help="a folder per training seed")
+    parser.add_argument("--costs", type=Path, nargs="+", required=True, help="what each file of shards cost")
+    parser.add_argument("--level", type=float, required=True, help="own confidence of a success")
+    parser.add_argument("--out", type=Path, required=True, help="folder of rows, paths, cuts ... .parquet")
+    parser.add_argument("--cost", type=Path, required=True, help="seconds and overhead, which are not deterministic")
+    args = parser.parse_args()
+    gate, drawn = together(args.measured, "gate"), together(args.measured, "drawings")
+    rows = judged(together(args.measured, "rows"), gate)
+    points, cuts = (panel_change(together(args.measured, name), gate) for name in ("points", "cuts"))
+    enough = adequacy(drawn)
+    reliance = gate.groupby(["world", "classifier"]).agg(reliance=("reliance_label", "mean")).reset_index()
+    paths = effects(points, horizon(rows))
+    for table in (honesty(rows, args.level), together(args.measured, "places")):
+        shared = [name for name in PATH if name in table]
+        paths = paths.merge(table, on=shared, how="left", validate="one_to_one")
+    paths = paths.merge(enough, on=[*CELL, "seed"], how="left").fillna({"adequate": 1.0})
+    paths = paths.merge(reliance, on=["world", "classifier"], how="left")
+    spent, facts, refused = costs(args.costs)
+    for name, table in {"paths": paths, "points": points, "cuts": cuts}.items():
+        with atomic_path(args.out / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary, index=False)
+    for name, table in {"gate": gate, "drawings": drawn, "facts": facts, "refused": refused}.items():
+        with atomic_path(args.out / "tables" / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False, float_format="%.4f")
+    with atomic_path(args.cost) as temporary:
+        spent.to_parquet(temporary, index=False)
+    write_rows(rows[list(COLUMNS)], args.out / "rows.parquet")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The methods of the comparison: one entry of the config file and one module each.
+
+The module has `explainer(bench, **settings)`, which returns the contract function of `common.explain`. It may have
+`prepare(benches, progress, **recipe)`, which trains what it needs for all classifiers of one world and seed, and
+`facts(bench, images, **settings)`, numbers to know beside its results.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from common.errors import VceError
+from common.explain import CounterfactualBatch, Explainer
+from common.scales import parse_recipe
+from comparison.bench import Bench
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`module`: import path; `strengths`: of the path, by world: worlds that are not named are not explained;
+    `settings`: of the explainer; `prepare`: the recipe of what is trained, by world; `untargeted`: it explains the
+    class that is seen, and no target; `own`: its confidence is that of a classifier of its own, not of f;
+    `each_strength`: every strength is a run of its own, not a place on one path."""
+
+    name: str
+    module: str
+    strengths: dict[str, list[float]]
+    settings: dict = field(default_factory=dict)
+    prepare: dict[str, dict] = field(default_factory=dict)
+    untargeted: bool = False
+    own: bool = False
+    each_strength: bool = False
+
+    def load(self) -> ModuleType:
+        """Raises VceError when there is no such module, or it has no `explainer`."""
+        try:
+            module = importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            raise VceError(f"method {self.name}: {error}; mend `module` in config/") from error
+        if not hasattr(module, "explainer"):
+            raise VceError(f"method {self.name}: {self.module} has no explainer(bench, **settings); add it")
+        return module
+
+    def explainer(self, bench: Bench) -> Explainer:
+        """Its contract function for one classifier. Raises VceError for a setting that it does not know."""
+        try:
+            return self.load().explainer(bench, **self.settings)
+        except TypeError as error:
+            raise VceError(f"method {self.name}: {error}; mend `settings` in config/") from error
+
+    def facts(self, bench: Bench, images: Tensor) -> dict[str, float]:
+        """What its module has to say of one classifier and N images, by name; nothing of most methods."""
+        module = self.load()
+        return module.facts(bench, images, **self.settings) if hasattr(module, "facts") else {}
+
+    def prepare_all(self, benches: list[Bench], progress: Callable[[], None]) -> None:
+        """Train what it needs for all classifiers of one world and seed."""
+        self.load().prepare(benches, progress, **self.prepare[benches[0].world])
+
+
+def parse_entries(methods: dict[str, dict]) -> list[Entry]:
+    """The methods of a config file, in its order. Raises VceError for a wrong field."""
+    return [parse_recipe(Entry, {"name": name, **fields}) for name, fields in methods.items()]
+
+
+def checked(batch: CounterfactualBatch, images: Tensor, strengths: Sequence[float]) -> CounterfactualBatch:
+    """The batch, when it keeps the contract. Raises VceError with what is wrong: its type, its shape, its range, or a
+    pixel that is no number."""
+    if not isinstance(batch, CounterfactualBatch):
+        raise VceError(f"returned a {type(batch).__name__}, not a CounterfactualBatch")
+    expected = (len(images), len(strengths), *images.shape[1:])
+    if tuple(batch.images.shape) != expected:
+        raise VceError(f"returned images of shape {tuple(batch.images.shape)}, not {expected}")
+    if not torch.isfinite(batch.images).all():
+        raise VceError("returned pixels that are no numbers; a sample that diverged keeps its last finite image")
+    low, high = batch.images.min().item(), batch.images.max().item()
+    if low < 0 or high > 1:
+        raise VceError(f"returned pixels from {low:.3g} to {high:.3g}, outside of [0, 1]")
+    return batch

@@ -1,0 +1,126 @@
+"""Job: explain the classifiers of one training seed with some methods of the comparison, from the same images
+towards the same targets.
+
+python -m comparison.explain --methods '{...}' --worlds '{...}' --checkpoints WORLD=DIR... --prepared DIR --splits DIR
+    --seed 0 --out F
+
+The file holds one shard per world and classifier; what it cost stands beside it in F.cost.json, with the reason why a
+method was refused: one that breaks the contract leaves the tables, and the others are explained.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor
+
+from common import anchors
+from common.batches import Shard, write_shards
+from common.data import datasets
+from common.errors import VceError, one_line_errors
+from common.explain import CounterfactualBatch, Streams, log_confidence
+from common.files import commit, write_atomic
+from common.progress import Progress
+from common.shards import pass_seconds, shard_of
+from comparison.bench import Bench, load_benches
+from comparison.entries import Entry, checked, parse_entries
+
+STARTS = "pairs"
+
+
+def start_images(world: str, table: pd.DataFrame, data: Path, n: int) -> tuple[datasets.Images, Tensor]:
+    """The first n images of the pairs split and the targets that were drawn for them. Raises VceError for fewer."""
+    pairs = datasets.load(world, table, "pairs", data, n)
+    if len(pairs.ids) < n or not n:
+        raise VceError(f"{world}: {len(pairs.ids)} pairs for n = {n}; mend `n` or `splits` in config/")
+    return pairs, datasets.targets(table, pairs.ids)
+
+
+def explain_all(
+    entries: list[Entry], bench: Bench, pairs: datasets.Images, target: Tensor, progress: Callable[[dict], None]
+) -> tuple[dict[str, CounterfactualBatch], list[dict], dict[str, str]]:
+    """Batches by method, what each cost, and the reasons of those that were refused."""
+    rng = Streams(bench.seed, pairs.ids, tuple(target.tolist()))
+    batches, cost, refused = {}, [], {}
+    for entry in entries:
+        strengths, start = entry.strengths[bench.world], time.perf_counter()
+        try:
+            batch = entry.explainer(bench)(
+                pairs.images, pairs.labels, target, classifier=bench.classifier, rng=rng, strengths=strengths,
+                callback=progress,
+            )  # fmt: skip
+            batches[entry.name] = checked(batch, pairs.images, strengths)
+        except VceError as error:
+            refused[entry.name] = str(error)
+            continue
+        seconds = time.perf_counter() - start
+        # one path serves all thresholds; radii are runs of their own
+        forward = batch.forward.sum(1) if entry.each_strength else batch.forward.max(1).values
+        spent = {"method": entry.name, "seconds": seconds, "evaluations": int(forward.sum())}
+        cost.append({**spent, "facts": entry.facts(bench, pairs.images)})
+    return batches, cost, refused
+
+
+def explain_bench(
+    entries: list[Entry],
+    bench: Bench,
+    table: pd.DataFrame,
+    data: Path,
+    n: int,
+    radii: list[float],
+    progress: Callable[[dict], None],
+) -> tuple[Shard, list[dict], dict[str, str]]:
+    """The shard of one classifier; with `radii` its trivial anchors are there too."""
+    pairs, target = start_images(bench.world, table, data, n)
+    batches, cost, refused = explain_all(entries, bench, pairs, target, progress)
+    if radii:
+        rng = Streams(bench.seed, pairs.ids, tuple(target.tolist()))
+        batches |= anchors.explain_anchors(pairs, target, bench.training, bench.world, bench.classifier, rng, radii)
+    own = pass_seconds(log_confidence(bench.classifier, target), pairs.images)
+    facts = {"world": bench.world, "classifier": bench.kind}
+    shard = shard_of(
+        bench.world, bench.classifier, pairs, target, datasets.load(bench.world, table, "pairs", data),
+        batches=batches, starts=STARTS, classifier=bench.kind, seed=bench.seed, traces={},
+    )  # fmt: skip
+    return shard, [{**facts, **line, "pass_seconds": own} for line in cost], refused
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", type=json.loads, required=True, help="JSON: methods by name")
+    parser.add_argument("--worlds", type=json.loads, required=True, help="JSON: classifiers, n, radii ... by world")
+    parser.add_argument("--anchors", action="store_true", help="explain the trivial anchors too")
+    parser.add_argument("--checkpoints", nargs="+", required=True, help="WORLD=DIR of KIND-SEED.safetensors")
+    parser.add_argument("--prepared", type=Path, required=True, help="folder of WORLD-SEED/, made by comparison.train")
+    parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
+    parser.add_argument("--seed", type=int, required=True, help="the training seed, also the seed of the methods")
+    parser.add_argument("--out", type=Path, required=True, help="the file of shards")
+    args = parser.parse_args()
+    folders = {world: Path(folder) for world, folder in (item.split("=", 1) for item in args.checkpoints)}
+    entries, shards, cost, refused = parse_entries(args.methods), [], [], {}
+    total = sum(len(settings["classifiers"]) for settings in args.worlds.values())
+    with Progress("explain", total=total, unit="classifiers") as progress:
+        for world, settings in args.worlds.items():
+            table, prepared = pd.read_parquet(args.splits / f"{world}.parquet"), args.prepared / f"{world}-{args.seed}"
+            mine = [entry for entry in entries if world in entry.strengths]
+            kinds, radii = settings["classifiers"], settings["random_radii"] if args.anchors else []
+            for bench in load_benches(world, kinds, args.seed, folders[world], table, args.data, prepared):
+                found = explain_bench(mine, bench, table, args.data, settings["n"], radii, progress)
+                shards.append(found[0])
+                cost += found[1]
+                refused |= {f"{world}/{bench.kind}/{name}": reason for name, reason in found[2].items()}
+                progress.advance()
+    for cell, reason in refused.items():
+        print(f"refused {cell}: {reason}")
+    facts = {"commit": commit(), "seed": args.seed, "cells": cost, "refused": refused}
+    write_atomic(args.out.with_suffix(".cost.json"), json.dumps(facts, indent=1, sort_keys=True))
+    write_shards(shards, args.out)
+
+
+if __name__ == "__main__":
+    main()

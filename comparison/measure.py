@@ -1,0 +1,196 @@
+"""Job: measure what all methods made of one training seed: rows of the long table with every judge's vote, what judges
+and classifier make of every image, what each path is worth at its first success, and cuts to equal area.
+
+python -m comparison.measure --shards F... --checkpoints WORLD=DIR... --oracles DIR --splits DIR
+    --level 0.9 --seed 0 --out DIR
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+
+from common.anchors import threshold_to_count
+from common.batches import Shard, read_shards
+from common.classifiers.checkpoints import load_checkpoint
+from common.classifiers.oracles import Panel
+from common.data import datasets
+from common.errors import VceError, one_line_errors
+from common.files import atomic_path
+from common.measure import by_strength, judge_accuracy, measure_shard, oracle_gate
+from common.metrics import ground_truth
+from common.progress import Progress
+from common.results import PANEL
+
+READ = ("accuracy", "reconstructed")  # of what a reader sees: in originals, and in a method's drawings of them
+AREAS = (0.05, 0.1, 0.2, 0.3, 0.4)  # of the image, at which methods without a target are compared
+
+
+def merged(shards: list[Shard]) -> list[Shard]:
+    """One shard per world and classifier, with the batches of all. Raises VceError when two files disagree about the
+    images, or both hold a method."""
+    found: dict[tuple[str, str], Shard] = {}
+    for shard in shards:
+        key = shard.world, shard.classifier
+        if key not in found:
+            found[key] = shard
+            continue
+        first = found[key]
+        twice = set(first.batches) & set(shard.batches)
+        if twice or first.ids != shard.ids or not torch.equal(first.target, shard.target):
+            what = f"{', '.join(sorted(twice))} twice" if twice else "other images"
+            raise VceError(f"shards of {key[0]}/{key[1]} hold {what}; delete them and run snakemake again")
+        found[key] = replace(first, batches=first.batches | shard.batches)
+    return list(found.values())
+
+
+@torch.no_grad()
+def probabilities(network: nn.Module, images: Tensor) -> Tensor:
+    """N×K soft-max of a classifier or judge, in batches."""
+    return torch.cat([network(x).softmax(1) for x in images.split(256)])
+
+
+def keys_of(shard: Shard, s: int = 1) -> dict:
+    """The key columns of a shard's samples, repeated for s strengths."""
+    columns = {"image": np.array(shard.ids, dtype=object), "source": shard.source, "target": shard.target}
+    repeated = {name: np.tile(values, s) for name, values in columns.items()}
+    return {"world": shard.world, "classifier": shard.classifier, "seed": shard.seed, **repeated}
+
+
+class Readers:
+    """The explained classifier and the judges of one shard, and what they see in its N originals."""
+
+    def __init__(self, shard: Shard, networks: dict[str, nn.Module], originals: Tensor):
+        self.shard, self.networks = shard, networks
+        self.before = {name: probabilities(network, originals) for name, network in networks.items()}
+
+    def changes(self, images: Tensor) -> dict[str, np.ndarray]:
+        """Of S·N images, N of each strength in turn, by reader: its probability of the target, `p_`; by how much that
+        rose, `gain_`; and by how much that of the source fell, `drop_`."""
+        s, found = len(images) // len(self.shard.ids), {}
+        for name, network in self.networks.items():
+            after, before = probabilities(network, images), self.before[name].repeat(s, 1)
+            for kind, label, sign in (("gain", self.shard.target, 1), ("drop", self.shard.source, -1)):
+                rows = label.repeat(s)[:, None]
+                found[f"{kind}_{name}"] = sign * (after - before).gather(1, rows)[:, 0].numpy()
+            found[f"p_{name}"] = after.gather(1, self.shard.target.repeat(s)[:, None])[:, 0].numpy()
+        return found
+
+
+def points(shard: Shard, readers: Readers) -> pd.DataFrame:
+    """Every image of every path: `own_distance`, the mean change of the method's own reconstruction, and what readers
+    see. An image that is not the method's own work any more (diverged) has changed nothing."""
+    frames = []
+    for method, batch in shard.batches.items():
+        s, facts = len(batch.strengths), {"method": method}
+        seen = readers.changes(by_strength(batch.images))
+        facts |= {"strength": np.repeat(np.array(batch.strengths, dtype=float), len(shard.ids))}
+        facts |= {"distance": by_strength(batch.distance).numpy(), "status": batch.status.T.ravel()}
+        start = batch.reference  # what the method's own change starts from, where that is not the original
+        own = batch.distance if start is None else (batch.images - start[:, None]).abs().flatten(2).mean(2)
+        frames.append(pd.DataFrame({**keys_of(shard, s), **facts, "own_distance": by_strength(own).numpy(), **seen}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def places(shard: Shard, originals: datasets.Images, level: float) -> pd.DataFrame:
+    """Every path at its first success, else at its end: G3, the average precision of |x′ − x| (of a map, where the
+    method draws one) for the mask of what the twin changes, whose area is chance; G2, the progress π_j along every
+    factor j of a rendered world."""
+    changed = {}
+    if datasets.world(shard.world).rendered:
+        changed = datasets.interventions(shard.world, shard.ids, shard.target)
+    frames = []
+    for method, batch in shard.batches.items():
+        images = batch.at(batch.first_success(level))
+        facts = {"method": method}
+        if originals.masks is not None:
+            shown = batch.saliency if batch.saliency is not None else (images - originals.images).abs().sum(1)
+            inside = (originals.masks > 0).flatten(1).numpy()
+            facts["precision"] = [
+                average_precision_score(mask, score)
+                for mask, score in zip(inside, shown.flatten(1).numpy(), strict=True)
+            ]
+            facts["area"] = inside.mean(1)
+        for factor, other in changed.items():
+            facts[f"progress_{factor}"] = ground_truth.factor_progress(images, originals.images, other).numpy()
+        frames.append(pd.DataFrame({**keys_of(shard), **facts}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def cuts(shard: Shard, readers: Readers, originals: Tensor, level: float) -> pd.DataFrame:
+    """The untargeted table: at its first success every counterfactual keeps its most changed pixels alone, so many that
+    they make each of `AREAS`; a method that has areas for strengths is taken as it is."""
+    frames, size = [], originals[0, 0].numel()
+    for method, batch in shard.batches.items():
+        if batch.saliency is not None:
+            areas, images = batch.strengths, by_strength(batch.images)
+        else:
+            whole, areas = batch.at(batch.first_success(level)), AREAS
+            counts = [torch.full((len(whole),), round(area * size)) for area in areas]
+            images = torch.cat([threshold_to_count(originals, whole, count) for count in counts])
+        facts = {"method": method, "area": np.repeat(areas, len(shard.ids))}
+        frames.append(pd.DataFrame({**keys_of(shard, len(areas)), **facts, **readers.changes(images)}))
+    return pd.concat(frames, ignore_index=True)
+
+
+def drawings(shard: Shard, readers: Readers) -> pd.DataFrame:
+    """Of every method that starts from a drawing of its own: the share of originals and of drawings whose label each
+    reader sees."""
+    lines = []
+    for method, batch in shard.batches.items():
+        if batch.reference is None:
+            continue
+        for name, network in readers.networks.items():
+            seen = readers.before[name], probabilities(network, batch.reference)
+            shares = {
+                key: (p.argmax(1) == shard.source).float().mean().item() for key, p in zip(READ, seen, strict=True)
+            }
+            facts = {"world": shard.world, "classifier": shard.classifier, "seed": shard.seed, "method": method}
+            lines.append({**facts, "reader": name, "n": len(shard.ids), **shares})
+    return pd.DataFrame(lines, columns=["world", "classifier", "seed", "method", "reader", "n", *READ])
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, nargs="+", required=True)
+    parser.add_argument("--checkpoints", nargs="+", required=True, help="WORLD=DIR of KIND-SEED.safetensors")
+    parser.add_argument("--oracles", type=Path, required=True, help="folder of the judges")
+    parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
+    parser.add_argument("--level", type=float, required=True, help="own confidence of a success")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of rows, points, places ... .parquet")
+    args = parser.parse_args()
+    folders = {world: Path(folder) for world, folder in (item.split("=", 1) for item in args.checkpoints)}
+    shards = merged([shard for path in args.shards for shard in read_shards(path)])
+    tables: dict[str, list[pd.DataFrame]] = {
+        name: [] for name in ("rows", "points", "places", "cuts", "drawings", "gate")
+    }
+    with Progress("measure", total=len(shards), unit="classifiers") as progress:
+        for shard in shards:
+            panel = Panel.load({judge: args.oracles / f"{shard.world}-{judge}.safetensors" for judge in PANEL})
+            table = pd.read_parquet(args.splits / f"{shard.world}.parquet")
+            pairs = datasets.load(shard.world, table, "pairs", args.data)
+            originals = datasets.load_ids(shard.world, shard.ids, args.data)
+            f = load_checkpoint(folders[shard.world] / f"{shard.classifier}-{args.seed}.safetensors")
+            readers = Readers(shard, {"f": f, **panel.judges}, originals.images)
+            tables["rows"].append(measure_shard(shard, panel, args.data))
+            tables["points"].append(points(shard, readers))
+            tables["places"].append(places(shard, originals, args.level))
+            tables["cuts"].append(cuts(shard, readers, originals.images, args.level))
+            tables["drawings"].append(drawings(shard, readers))
+            tables["gate"].append(oracle_gate(shard, judge_accuracy(panel, pairs), len(pairs.ids)))
+            progress.advance()
+    for name, parts in tables.items():
+        with atomic_path(args.out / f"{name}.parquet") as temporary:
+            pd.concat(parts, ignore_index=True).to_parquet(temporary, index=False)
+
+
+if __name__ == "__main__":
+    main()

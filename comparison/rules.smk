@@ -1,0 +1,329 @@
+# The comparison: classifiers and generators → explain → measure → cells → verdicts → figures.
+COMPARISON = config["comparison"]
+COMPARED = f"{WORK}/comparison"
+COMPARISON_RESULTS = f"{RESULTS}/comparison"
+COMPARISON_TABLES = ["outcomes", "areas", "reliance", "causes"]
+COMPARISON_PLOTS = ["outcomes", "paths", "areas"]
+RESULTS_OF["comparison"] = [
+    f"{COMPARISON_RESULTS}/claims.json",
+    *[f"{COMPARISON_RESULTS}/tables/{name}.csv" for name in COMPARISON_TABLES],
+]
+FIGURES_OF["comparison"] = [
+    f"{FIGURES}/comparison/{name}.png"
+    for name in ["side_by_side", *COMPARISON_PLOTS, "verdicts"]
+]
+
+
+def compared_classifiers(world):
+    """The folder of a world's classifiers: the comparison's own, or those that papers share."""
+    return (
+        f"{COMPARED}/classifiers/{world}"
+        if world in COMPARISON["classifiers"]
+        else f"{CLASSIFIERS}/{world}"
+    )
+
+
+def compared_checkpoints(seed="{seed}"):
+    """The files of all explained classifiers of a training seed."""
+    return [
+        f"{compared_classifiers(world)}/{kind}-{seed}.safetensors"
+        for world, settings in COMPARISON["worlds"].items()
+        for kind in settings["classifiers"]
+    ]
+
+
+def compared_methods(names):
+    """Methods by name, as the config file has them."""
+    return {name: COMPARISON["methods"][name] for name in names}
+
+
+COMPARED_FOLDERS = [
+    f"{world}={compared_classifiers(world)}" for world in COMPARISON["worlds"]
+]
+COMPARED_DATA = sorted(
+    {file for world in COMPARISON["worlds"] for file in data_of(world)}
+)
+PREPARED_METHODS = [
+    name for name, method in COMPARISON["methods"].items() if "prepare" in method
+]
+
+
+def comparison_source(module, names):
+    """The digest of a job and of the modules of the methods that it imports by name."""
+    modules = sorted({method["module"] for method in compared_methods(names).values()})
+    return [digest(name) for name in [module, *modules]]
+
+
+rule comparison_classifiers:
+    input:
+        splits=[f"{SPLITS}/{world}.parquet" for world in COMPARISON["classifiers"]],
+    output:
+        [
+            f"{COMPARED}/classifiers/{world}/{kind}-{{seed}}.safetensors"
+            for world, kinds in COMPARISON["classifiers"].items()
+            for kind in kinds
+        ],
+    log:
+        f"{LOGS}/comparison/classifiers-{{seed}}.log",
+    priority: 4
+    params:
+        src=digest("common.classifiers.train"),
+        recipes=json.dumps(COMPARISON["classifiers"]),
+        splits=SPLITS,
+        folder=f"{COMPARED}/classifiers",
+    shell:
+        "python -m common.classifiers.train classifiers --splits {params.splits} --recipes {params.recipes:q}"
+        " --seed {wildcards.seed} --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule comparison_prepare:
+    input:
+        lambda wildcards: [
+            f"{compared_classifiers(wildcards.world)}/{kind}-{wildcards.seed}.safetensors"
+            for kind in COMPARISON["worlds"][wildcards.world]["classifiers"]
+        ],
+        vae=lambda wildcards: (
+            f"{GENERATORS}/{COMPARISON['worlds'][wildcards.world]['vae']}-{wildcards.seed}.safetensors"
+            if isinstance(COMPARISON["worlds"][wildcards.world]["vae"], str)
+            else []
+        ),
+        splits=f"{SPLITS}/{{world}}.parquet",
+        data=lambda wildcards: data_of(wildcards.world),
+    output:
+        directory(f"{COMPARED}/prepared/{{world}}-{{seed}}"),
+    log:
+        f"{LOGS}/comparison/prepare-{{world}}-{{seed}}.log",
+    priority: 4
+    params:
+        src=comparison_source("comparison.train", PREPARED_METHODS),
+        kinds=lambda wildcards: COMPARISON["worlds"][wildcards.world]["classifiers"],
+        vae=lambda wildcards: json.dumps(
+            f"{GENERATORS}/{COMPARISON['worlds'][wildcards.world]['vae']}-{wildcards.seed}.safetensors"
+            if isinstance(COMPARISON["worlds"][wildcards.world]["vae"], str)
+            else COMPARISON["worlds"][wildcards.world]["vae"]
+        ),
+        methods=json.dumps(compared_methods(PREPARED_METHODS)),
+        checkpoints=lambda wildcards: compared_classifiers(wildcards.world),
+        splits=SPLITS,
+    shell:
+        "python -m comparison.train --world {wildcards.world} --kinds {params.kinds} --vae {params.vae:q}"
+        " --methods {params.methods:q} --checkpoints {params.checkpoints} --splits {params.splits}"
+        " --seed {wildcards.seed} --out {output} 2> >(tee {log} >&2)"
+
+
+for job in COMPARISON["jobs"]:
+    name = job[0].replace("-", "_")
+
+    rule:
+        name:
+            f"comparison_explain_{name}"
+        input:
+            compared_checkpoints(),
+            COMPARED_DATA,
+            prepared=[
+                f"{COMPARED}/prepared/{world}-{{seed}}"
+                for world in COMPARISON["worlds"]
+                if set(job) & set(PREPARED_METHODS)
+            ],
+            splits=[f"{SPLITS}/{world}.parquet" for world in COMPARISON["worlds"]],
+        output:
+            f"{COMPARED}/batches/{name}-{{seed}}.safetensors",
+            f"{COMPARED}/batches/{name}-{{seed}}.cost.json",
+        log:
+            f"{LOGS}/comparison/explain-{name}-{{seed}}.log",
+        priority: 4
+        params:
+            src=comparison_source("comparison.explain", job),
+            methods=json.dumps(compared_methods(job)),
+            worlds=json.dumps(COMPARISON["worlds"]),
+            anchors="--anchors" if job == COMPARISON["jobs"][0] else "",
+            checkpoints=COMPARED_FOLDERS,
+            prepared=f"{COMPARED}/prepared",
+            splits=SPLITS,
+        shell:
+            "python -m comparison.explain --methods {params.methods:q} --worlds {params.worlds:q} {params.anchors}"
+            " --checkpoints {params.checkpoints} --prepared {params.prepared} --splits {params.splits}"
+            " --seed {wildcards.seed} --out {output[0]} > {log} 2> >(tee -a {log} >&2)"
+
+
+COMPARED_JOBS = [job[0].replace("-", "_") for job in COMPARISON["jobs"]]
+COMPARED_MEASURES = ["rows", "points", "places", "cuts", "drawings", "gate"]
+
+
+rule comparison_measure:
+    input:
+        compared_checkpoints(),
+        COMPARED_DATA,
+        shards=[
+            f"{COMPARED}/batches/{job}-{{seed}}.safetensors" for job in COMPARED_JOBS
+        ],
+        oracles=[
+            f"{ORACLES}/{world}-{judge}.safetensors"
+            for world in COMPARISON["worlds"]
+            for judge in PANEL
+        ],
+        splits=[f"{SPLITS}/{world}.parquet" for world in COMPARISON["worlds"]],
+    output:
+        [f"{COMPARED}/measured/{{seed}}/{name}.parquet" for name in COMPARED_MEASURES],
+    log:
+        f"{LOGS}/comparison/measure-{{seed}}.log",
+    priority: 4
+    params:
+        src=digest("comparison.measure"),
+        checkpoints=COMPARED_FOLDERS,
+        oracles=ORACLES,
+        splits=SPLITS,
+        level=config["match_at"],
+        folder=f"{COMPARED}/measured/{{seed}}",
+    shell:
+        "python -m comparison.measure --shards {input.shards} --checkpoints {params.checkpoints}"
+        " --oracles {params.oracles} --splits {params.splits} --level {params.level} --seed {wildcards.seed}"
+        " --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule comparison_cells:
+    input:
+        [
+            f"{COMPARED}/measured/{seed}/{name}.parquet"
+            for seed in config["seeds"]
+            for name in COMPARED_MEASURES
+        ],
+        costs=[
+            f"{COMPARED}/batches/{job}-{seed}.cost.json"
+            for seed in config["seeds"]
+            for job in COMPARED_JOBS
+        ],
+    output:
+        [
+            f"{COMPARISON_RESULTS}/{name}.parquet"
+            for name in ("rows", "paths", "points", "cuts")
+        ],
+        tables=[
+            f"{COMPARISON_RESULTS}/tables/{name}.csv"
+            for name in ("gate", "drawings", "facts", "refused")
+        ],
+        cost=f"{COMPARED}/cost.parquet",
+    log:
+        f"{LOGS}/comparison/cells.log",
+    priority: 3
+    params:
+        src=digest("comparison.cells"),
+        measured=[f"{COMPARED}/measured/{seed}" for seed in config["seeds"]],
+        level=config["match_at"],
+        folder=COMPARISON_RESULTS,
+    shell:
+        "python -m comparison.cells --measured {params.measured} --costs {input.costs} --level {params.level}"
+        " --out {params.folder} --cost {output.cost} 2> >(tee {log} >&2)"
+
+
+rule comparison_verdicts:
+    input:
+        rules.comparison_cells.output,
+        claims="comparison/claims.yaml",
+    output:
+        f"{COMPARISON_RESULTS}/claims.json",
+        [
+            f"{COMPARISON_RESULTS}/tables/{name}.csv"
+            for name in ("tests", "methods", "strengths", "statuses")
+        ],
+    log:
+        f"{LOGS}/comparison/verdicts.log",
+    priority: 2
+    params:
+        src=digest("comparison.verdicts"),
+        protocol=json.dumps(
+            {
+                "scale": scale,
+                "seeds": config["seeds"],
+                "splits": {
+                    world: config["splits"][world] for world in COMPARISON["worlds"]
+                },
+                "oracles": {
+                    world: config["oracles"][world] for world in COMPARISON["worlds"]
+                },
+                "match_at": config["match_at"],
+                "comparison": COMPARISON,
+                "metrics": [digest("comparison.measure"), digest("comparison.cells")],
+                "judgement": digest("comparison.verdicts"),
+                "explaining": comparison_source(
+                    "comparison.explain", COMPARISON["methods"]
+                ),
+                "training": [
+                    digest("comparison.train"),
+                    digest("common.classifiers.train"),
+                ],
+            }
+        ),
+        level=config["match_at"],
+        folder=COMPARISON_RESULTS,
+    shell:
+        "python -m comparison.verdicts --claims {input.claims} --results {params.folder}"
+        " --protocol {params.protocol:q} --level {params.level} > {log} 2> >(tee -a {log} >&2)"
+
+
+rule comparison_tables:
+    input:
+        rules.comparison_cells.output,
+    output:
+        [f"{COMPARISON_RESULTS}/tables/{name}.csv" for name in COMPARISON_TABLES],
+    log:
+        f"{LOGS}/comparison/tables.log",
+    priority: 2
+    params:
+        src=comparison_source("comparison.tables", []),
+        methods=json.dumps(COMPARISON["methods"]),
+        results=COMPARISON_RESULTS,
+        folder=f"{COMPARISON_RESULTS}/tables",
+    shell:
+        "python -m comparison.tables --results {params.results} --methods {params.methods:q} --out {params.folder}"
+        " 2> >(tee {log} >&2)"
+
+
+rule comparison_figures:
+    input:
+        points=f"{COMPARISON_RESULTS}/points.parquet",
+        paths=f"{COMPARISON_RESULTS}/paths.parquet",
+        tables=[
+            f"{COMPARISON_RESULTS}/tables/{name}.csv" for name in ("outcomes", "areas")
+        ],
+    output:
+        [
+            f"{FIGURES}/comparison/{name}.{suffix}"
+            for name in COMPARISON_PLOTS
+            for suffix in ("png", "svg")
+        ],
+    log:
+        f"{LOGS}/comparison/figures.log",
+    priority: 2
+    params:
+        src=digest("comparison.figures"),
+        results=COMPARISON_RESULTS,
+        folder=f"{FIGURES}/comparison",
+    shell:
+        "python -m comparison.figures --results {params.results} --out {params.folder} 2> >(tee {log} >&2)"
+
+
+rule comparison_grids:
+    input:
+        shards=[
+            f"{COMPARED}/batches/{job}-{config['seeds'][0]}.safetensors"
+            for job in COMPARED_JOBS
+        ],
+        data=COMPARED_DATA,
+    output:
+        f"{FIGURES}/comparison/side_by_side.png",
+        f"{FIGURES}/comparison/side_by_side.svg",
+    log:
+        f"{LOGS}/comparison/grids.log",
+    priority: 2
+    params:
+        src=digest("comparison.grids"),
+        level=config["match_at"],
+    shell:
+        "python -m comparison.grids --shards {input.shards} --level {params.level} --out {output[0]}"
+        " 2> >(tee {log} >&2)"
+
+
+rule comparison_results:
+    input:
+        RESULTS_OF["comparison"],

@@ -1,0 +1,111 @@
+"""Job: the tables of the comparison: both outcomes with everything secondary, areas without a target, what a method
+says of the factors that f relies on.
+
+python -m comparison.tables --results DIR --methods '{...}' --out DIR
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+
+from common.errors import one_line_errors
+from common.files import write_atomic
+from common.results import JUDGES, PANEL
+from common.statistics import paired_bootstrap
+from common.tables import summary
+from comparison.cells import CELL
+from comparison.entries import Entry, parse_entries
+
+OUTCOMES = [
+    "effect", "effect_reached", "effect_own", *(f"effect_{judge}" for judge in PANEL), "honest",
+    *(f"honest_{judge}" for judge in JUDGES), "reached", "change", "precision", "area", "progress_label",
+]  # fmt: skip
+CAUSE, NO_CAUSE, SHOWN = 0.5, 0.05, 0.1  # reliance of a cause and of none; progress along a factor that is shown (G2)
+
+
+def outcome_table(paths: pd.DataFrame, entries: dict[str, Entry]) -> pd.DataFrame:
+    """A and B of every method with their intervals, and what stands beside them; `mark` says what a cell is not: a
+    method that explains a classifier of its own, one without a target, a generator that costs f too much."""
+    metrics = [name for name in OUTCOMES if name in paths]
+    table = summary(paths, CELL, metrics)
+    share = paths.groupby(CELL)["adequate"].mean().rename("adequate").reset_index()
+    return table.merge(share, on=CELL).assign(mark=lambda found: found.apply(_mark, axis=1, entries=entries))
+
+
+def _mark(line: pd.Series, entries: dict[str, Entry]) -> str:
+    entry = entries.get(line["method"])
+    said = []
+    if entry and entry.untargeted:
+        said.append("no target: A and B not applicable")
+    if entry and entry.own:
+        said.append("B of its own classifier")
+    if line["adequate"] < 1:
+        said.append(f"generator adequate in {line['adequate']:.0%} of paths")
+    return "; ".join(said)
+
+
+def area_table(cuts: pd.DataFrame) -> pd.DataFrame:
+    """By how much f's and the judges' probability of the source falls where so much of the image may change."""
+    return summary(cuts, [*CELL, "area"], ["drop_f", "drop", *(f"drop_{judge}" for judge in PANEL)])
+
+
+def reliance_table(paths: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
+    """G2: of every factor j the reliance R_j of f, P(f flips | do(j)), and how far a method went along it, mean |π_j|
+    with its interval over images."""
+    factors = [name.removeprefix("reliance_") for name in gate if name.startswith("reliance_")]
+    relied = gate.groupby(["world", "classifier"])[[f"reliance_{factor}" for factor in factors]].mean()
+    lines = []
+    for cell, mine in paths.groupby(CELL):
+        for factor in factors:
+            progress = mine[f"progress_{factor}"].abs()
+            if progress.replace(np.inf, np.nan).notna().any():
+                by_image = progress.replace(np.inf, np.nan).groupby(mine["image"]).mean()
+                found = paired_bootstrap(by_image.to_numpy())
+                numbers = {"n": found.n, "progress": found.mean, "progress_low": found.low, "progress_high": found.high}
+                facts = dict(zip(CELL, cell, strict=True))
+                lines.append(
+                    {**facts, "factor": factor, "reliance": relied.loc[cell[:2], f"reliance_{factor}"], **numbers}
+                )
+    return pd.DataFrame(lines)
+
+
+def cause_table(reliance: pd.DataFrame) -> pd.DataFrame:
+    """G2 in a line per method: Kendall's τ between R and mean |π|, missed causes (R ≥ .5 and π < .1) and false ones
+    (R ≤ .05 and π ≥ .1)."""
+    lines = []
+    for cell, mine in reliance.groupby(CELL):
+        R, shown = mine["reliance"], mine["progress"]
+        found = {"factors": len(mine), "tau": kendalltau(R, shown).statistic}
+        found["missed"] = int(((R >= CAUSE) & (shown < SHOWN)).sum())
+        found["false"] = int(((R <= NO_CAUSE) & (shown >= SHOWN)).sum())
+        lines.append({**dict(zip(CELL, cell, strict=True)), **found})
+    return pd.DataFrame(lines)
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True, help="folder of paths and cuts .parquet")
+    parser.add_argument("--methods", type=json.loads, required=True, help="JSON: the methods of the comparison")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
+    args = parser.parse_args()
+    paths, cuts = (pd.read_parquet(args.results / f"{name}.parquet") for name in ("paths", "cuts"))
+    gate = pd.read_csv(args.results / "tables" / "gate.csv")
+    entries = {entry.name: entry for entry in parse_entries(args.methods)}
+    reliance = reliance_table(paths, gate)
+    tables = {
+        "outcomes": outcome_table(paths, entries),
+        "areas": area_table(cuts),
+        "reliance": reliance,
+        "causes": cause_table(reliance),
+    }
+    for name, table in tables.items():
+        write_atomic(args.out / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""The whole chain on a few faces with hardly trained nets: generators → shards → measures → tables → verdicts; a method
+that is one file and one entry, and methods that break the contract."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from jobs import failing, run
+
+from common.batches import read_shards
+from common.classifiers import train as classifier_job
+from common.data import split
+from common.errors import VceError
+from common.scales import load_scale
+from comparison import cells, explain, figures, grids, measure, tables, train, verdicts
+from comparison.entries import parse_entries
+
+WORLD, SEED, N = "faces-smile", 0, 4
+SIZES = {"systems": 120, "calibration": 40, "oracles": 60, "tuning": 20, "pairs": 40}
+NET = {"architecture": "digit_cnn", "epochs": 6, "batch_size": 20, "learning_rate": 5e-3}
+VAE = {"images": 60, "architecture": "conv", "latent": 1, "epochs": 1, "widths": [8, 8], "likelihood": "gaussian"}
+TOY = '''"""Blends towards the mean image of the target class."""
+
+import torch
+
+from common.anchors import towards
+from common.explain import finish
+
+
+def explainer(bench, sharpness):
+    means = torch.stack([bench.training.images[bench.training.labels == k].mean(0) for k in (0, 1)])
+
+    def explain(images, source, target, *, classifier, rng, strengths, callback=None):
+        paths = towards(images, means[target], [sharpness * strength for strength in strengths])
+        return finish(images, paths, target, classifier=classifier, strengths=strengths)
+
+    return explain
+'''
+BROKEN = '''"""Breaks the contract as its setting says."""
+
+import torch
+
+from common.explain import finish
+
+
+def explainer(bench, how):
+    def explain(images, source, target, *, classifier, rng, strengths, callback=None):
+        paths = images[:, None].repeat(1, len(strengths), 1, 1, 1)
+        if how == "range":
+            paths = paths + 1
+        if how == "shape":
+            paths = paths[..., :-1]
+            images = images[..., :-1]
+        batch = finish(images, paths, target, classifier=classifier, strengths=strengths)
+        if how == "nan":
+            batch.images[0, 0, 0, 0, 0] = torch.nan
+        return batch if how != "type" else paths
+
+    return explain
+'''
+STRENGTHS = {
+    "pixel-ascent": [0.4, 3.2], "svce": [0.8, 6.4], "disc": [0.5, 0.9], "clarity": [0.5, 0.9],
+    "clarity-to-f": [0.5, 0.9], "contrastive": [0.5, 1.0], "fido": [0.05, 0.1, 0.2, 0.3, 0.4],
+}  # fmt: skip
+SETTINGS = {
+    "pixel-ascent": {"iterations": 4}, "svce": {"p": 1.5, "iterations": 4}, "fido": {"grid": 8, "steps": 2, "masks": 2},
+    "disc": {"fit": 4, "steer": 4, "ramp": 1.2, "functional": {WORLD: 0.2}}, "clarity-to-f": {"distilled": True},
+}  # fmt: skip
+PREPARE = {
+    "clarity": {"members": 2, "epochs": 1, "batch_size": 32, "learning_rate": 1e-3, "between": 60},
+    "contrastive": {
+        "components": 1, "annotator_epochs": 1,
+        "shift": {"steps": 4, "batch_size": 8, "hidden": 16, "learning_rate": 1e-3, "sparse": True},
+    },
+}  # fmt: skip
+
+
+def methods():
+    """The methods of the committed config at the least size; the toy beside them, one entry."""
+    found = {}
+    for name, method in load_scale("cpu")["comparison"]["methods"].items():
+        mine = {**method, "strengths": {WORLD: STRENGTHS[name]}}
+        mine |= {"settings": SETTINGS[name]} if "settings" in method else {}
+        found[name] = mine | ({"prepare": {WORLD: PREPARE[name]}} if "prepare" in method else {})
+    toy = {"module": "toy_method", "strengths": {WORLD: [0.5, 1.0]}, "settings": {"sharpness": 1.0}}
+    broken = {
+        f"broken-{how}": {"module": "broken_method", "strengths": {WORLD: [1.0]}, "settings": {"how": how}}
+        for how in ("range", "shape", "nan", "type")
+    }
+    return found | {"toy": toy} | broken
+
+
+def world(kinds):
+    return json.dumps({WORLD: {"classifiers": kinds, "n": N, "random_radii": [0.4, 3.2]}})
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of a whole run, by the jobs of the pipeline."""
+    folder = tmp_path_factory.mktemp("comparison")
+    (folder / "toy_method.py").write_text(TOY)
+    (folder / "broken_method.py").write_text(BROKEN)
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(folder)
+    nets = json.dumps({WORLD: {"l2at": NET, "standard": NET | {"epochs": 3}}})
+    judges = json.dumps({WORLD: dict.fromkeys(("augmented", "l2at", "features"), NET | {"architecture": "grid_cnn"})})
+    every, everything = json.dumps(methods()), ("l2at", "standard")
+    where = [f"{WORLD}={folder / 'nets' / WORLD}"]
+    shared = ["--splits", folder / "splits", "--seed", SEED]
+    run(patch, split, "--sizes", json.dumps({WORLD: SIZES}), "--seed", 0, "--out", folder / "splits")
+    run(patch, classifier_job, "classifiers", "--recipes", nets, "--out", folder / "nets", *shared)
+    run(patch, classifier_job, "oracles", "--recipes", judges, "--out", folder / "judges", *shared)
+    prepared = folder / "prepared" / f"{WORLD}-{SEED}"
+    run(
+        patch, train, "--world", WORLD, "--kinds", *everything, "--vae", json.dumps(VAE), "--methods", every,
+        "--checkpoints", folder / "nets" / WORLD, "--out", prepared, *shared,
+    )  # fmt: skip
+    for job, names in {"first": ["pixel-ascent", "svce"], "second": [*methods()][2:]}.items():
+        mine = json.dumps({name: methods()[name] for name in names})
+        anchors = ["--anchors"] if job == "first" else []
+        run(
+            patch, explain, "--methods", mine, "--worlds", world(everything), *anchors, "--checkpoints", *where,
+            "--prepared", folder / "prepared", "--out", folder / f"{job}.safetensors", *shared,
+        )  # fmt: skip
+    run(
+        patch, measure, "--shards", folder / "first.safetensors", folder / "second.safetensors", "--checkpoints",
+        *where, "--oracles", folder / "judges", "--level", 0.9, "--out", folder / "measured", *shared,
+    )  # fmt: skip
+    # judges of so few images pass no gate: here they all do
+    gate = pd.read_parquet(folder / "measured" / "gate.parquet")
+    gate.assign(passes=True).to_parquet(folder / "measured" / "gate.parquet")
+    results = folder / "results"
+    costs = [folder / f"{job}.cost.json" for job in ("first", "second")]
+    run(
+        patch, cells, "--measured", folder / "measured", "--costs", *costs, "--level", 0.9, "--out", results, "--cost",
+        folder / "cost.parquet",
+    )  # fmt: skip
+    run(patch, tables, "--results", results, "--methods", every, "--out", results / "tables")
+    run(
+        patch, verdicts, "--claims", "comparison/claims.yaml", "--results", results, "--protocol", '{"scale": "test"}',
+        "--level", 0.9,
+    )  # fmt: skip
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def outcomes(made):
+    return pd.read_csv(made / "results" / "tables" / "outcomes.csv").set_index(["classifier", "method"])
+
+
+def test_a_method_that_is_one_file_and_one_entry_stands_in_every_table(made, outcomes):
+    for kind in ("l2at", "standard"):
+        assert outcomes.loc[(kind, "toy"), "n"] == N
+        assert np.isfinite(
+            outcomes.loc[(kind, "toy"), ["effect", "honest", "precision", "reached"]].astype(float)
+        ).all()
+    for name in ("areas", "reliance", "causes", "methods", "strengths", "statuses"):
+        assert "toy" in set(pd.read_csv(made / "results" / "tables" / f"{name}.csv")["method"]), name
+
+
+def test_every_method_and_anchor_is_measured_and_five_methods_are_there(outcomes):
+    expected = {*STRENGTHS, "toy", "identity", "random", "class-mean", "nearest-real", "twin"}
+    assert {method for _, method in outcomes.index} == expected
+
+
+def test_methods_that_break_the_contract_are_refused_with_a_reason_and_the_rest_is_built(made, outcomes):
+    refused = pd.read_csv(made / "results" / "tables" / "refused.csv").set_index("cell")["reason"]
+    assert len(refused) == 8 and not any("broken" in method for _, method in outcomes.index)
+    reasons = {how: refused[f"{WORLD}/l2at/broken-{how}"] for how in ("range", "shape", "nan", "type")}
+    assert "outside of [0, 1]" in reasons["range"] and "no numbers" in reasons["nan"]
+    assert "shape" in reasons["shape"] and "not a CounterfactualBatch" in reasons["type"]
+
+
+def test_cells_that_are_not_what_others_are_say_so(outcomes):
+    assert "not applicable" in outcomes.loc[("l2at", "fido"), "mark"]
+    assert "own classifier" in outcomes.loc[("l2at", "clarity"), "mark"]
+
+
+def test_trivial_anchors_are_what_they_are(outcomes):
+    """Doing nothing gains nothing and convinces nobody; the mask of the twin holds all that the twin changes."""
+    nothing = outcomes.loc[("l2at", "identity")]
+    assert nothing["effect"] == 0 and nothing["progress_label"] == 0
+    assert outcomes.loc[("l2at", "twin"), "precision"] == pytest.approx(1)
+    assert outcomes["area"].nunique() == 1
+
+
+def test_an_edit_leaves_as_many_pixels_as_its_area_allows(made):
+    cuts = pd.read_parquet(made / "results" / "cuts.parquet")
+    assert set(cuts["area"].round(6)) == set(measure.AREAS)
+    nothing = cuts[cuts["method"] == "identity"]
+    np.testing.assert_allclose(nothing[["drop_f", "gain_f", "drop"]], 0, atol=1e-6)
+
+
+def test_the_effect_of_a_path_is_read_off_its_points(made):
+    """Recomputed for one path by hand: D is the median change of the twins, failed images gain nothing."""
+    points, paths = (pd.read_parquet(made / "results" / f"{name}.parquet") for name in ("points", "paths"))
+    rows = pd.read_parquet(made / "results" / "rows.parquet")
+    twin = rows[(rows["method"] == "twin") & (rows["strength"] == 1)]
+    D = twin["distance"].median()
+    assert paths["horizon"].unique() == pytest.approx([D])
+    here = {"classifier": "l2at", "method": "svce", "image": paths["image"].iloc[0]}
+    mine = points.loc[(points[list(here)] == pd.Series(here)).all(axis=1)].sort_values("distance")
+    gain = mine[["gain_augmented", "gain_svm", "gain_l2at"]].mean(axis=1)
+    grid = (np.arange(100_000) + 0.5) / 100_000 * D
+    expected = np.interp(grid, [0, *mine["distance"]], [0, *gain]).mean()
+    found = paths.loc[(paths[list(here)] == pd.Series(here)).all(axis=1), "effect"]
+    assert found.to_numpy() == pytest.approx([expected], abs=1e-4)
+
+
+def test_every_rule_has_a_verdict_and_judges_what_exists(made):
+    report = json.loads((made / "results" / "claims.json").read_text())
+    assert len(report["claims"]) == 20 and report["protocol"]["pairs"] == N
+    found = {name: claim["verdict"] for name, claim in report["claims"].items()}
+    assert {found[f"C{k}"] for k in range(11, 21)} == {"not tested"}  # no digits here
+    assert all(claim["n"] == N for name, claim in report["claims"].items() if int(name[1:]) <= 10 and claim["n"])
+
+
+def test_figures_are_drawn(made, monkeypatch, tmp_path):
+    run(monkeypatch, figures, "--results", made / "results", "--out", tmp_path)
+    shards = [made / f"{job}.safetensors" for job in ("first", "second")]
+    run(monkeypatch, grids, "--shards", *shards, "--level", 0.9, "--out", tmp_path / "side_by_side.png")
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        f"{n}.png" for n in ("outcomes", "paths", "areas", "side_by_side")
+    }
+
+
+def test_the_same_job_gives_the_same_bits(made, monkeypatch, tmp_path):
+    mine = json.dumps({"svce": methods()["svce"]})
+    arguments = [
+        "--methods", mine, "--worlds", world(["l2at"]), "--checkpoints", f"{WORLD}={made / 'nets' / WORLD}",
+        "--prepared", made / "prepared", "--splits", made / "splits", "--seed", SEED,
+    ]  # fmt: skip
+    for name in ("a", "b"):
+        run(monkeypatch, explain, *arguments, "--out", tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_shards_that_do_not_belong_together_are_refused(made):
+    (shard, _) = read_shards(made / "first.safetensors")
+    with pytest.raises(VceError, match="pixel-ascent, random, svce, twin twice"):
+        measure.merged([shard, shard])
+
+
+def test_too_few_pairs_are_one_line(made, monkeypatch, capsys):
+    said = failing(
+        monkeypatch, capsys, explain, "--methods", "{}", "--worlds", world(["l2at"]).replace(f'"n": {N}', '"n": 1000'),
+        "--checkpoints", f"{WORLD}={made / 'nets' / WORLD}", "--prepared", made, "--splits", made / "splits",
+        "--seed", 0, "--out", made / "none.safetensors",
+    )  # fmt: skip
+    assert "40 pairs for n = 1000" in said and not (made / "none.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"module": "no_such_module", "strengths": {}}, "mend `module`"),
+        ({"module": "json", "strengths": {}}, "has no explainer"),
+    ],
+)
+def test_a_method_that_is_not_there_is_one_line(fields, says):
+    (entry,) = parse_entries({"mine": fields})
+    with pytest.raises(VceError, match=says):
+        entry.load()
+
+
+def test_an_unknown_field_of_an_entry_is_one_line():
+    with pytest.raises(VceError, match="strength"):
+        parse_entries({"mine": {"module": "json", "strength": {}}})

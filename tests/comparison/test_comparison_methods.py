@@ -1,0 +1,129 @@
+"""What methods of the comparison do with the papers' functions: conditions, answers, latents between images."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from common.batches import Shard
+from common.data.datasets import Images
+from common.explain import Streams, finish
+from comparison.cells import adequacy, panel_change
+from comparison.measure import Readers, places
+from comparison.methods.clarity import mixed, read_by
+from comparison.methods.contrastive import Classes, wanted
+from papers.contrastive.labels import Labels
+from papers.contrastive.systems import System
+
+
+class Reads(nn.Module):
+    """Logits linear in the image."""
+
+    def __init__(self, k, seed=0, shape=(3, 4, 4)):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = torch.randn(int(np.prod(shape)), k, generator=generator)
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weight
+
+
+def images(n=6, shape=(3, 4, 4)):
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_log_odds_of_every_class_are_those_of_its_probability():
+    f, x = Reads(5), images()
+    p = f(x).double().softmax(1)
+    torch.testing.assert_close(Classes(f)(x).double(), (p / (1 - p)).log(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_confident_class_has_finite_log_odds():
+    f, x = Reads(3), images()
+    f.weight *= 1e3
+    assert Classes(f)(x).isfinite().all()
+
+
+def test_digits_ask_for_the_target_and_for_no_other_class():
+    system = System("digits", nn.Identity(), 4, Labels(tuple("abc"), (Reads(3),), ()), Labels((), (), ()))
+    c = wanted(system, images(2), torch.tensor([2, 0]))
+    assert c.tolist() == [[-1, -1, 1], [1, -1, -1]]
+
+
+def test_faces_ask_for_the_target_and_hold_the_rest_where_it_is():
+    f, x, target = Reads(3), images(), torch.tensor([0, 1, 0, 1, 0, 1])
+    system = System("faces", nn.Identity(), 4, Labels(("target", "old", "bald"), (f,), ()), Labels((), (), ()))
+    c = wanted(system, x, target)
+    assert (c[:, 0] == 2 * target - 1).all()
+    assert (c[:, 1:] == (f(x)[:, 1:] > 0) * 2.0 - 1).all()
+
+
+def test_latents_lie_on_the_way_between_two_of_those_given():
+    z = torch.eye(3)
+    found = mixed(z, 200, seed=0)
+    assert found.shape == (200, 3) and (found >= 0).all() and torch.allclose(found.sum(1), torch.ones(200))
+    assert ((found > 0).sum(1) <= 2).all() and torch.equal(found, mixed(z, 200, seed=0))
+
+
+def test_another_reader_changes_confidence_and_status_but_nothing_that_was_done():
+    x, target = images(), torch.tensor([0, 1, 2, 0, 1, 2])
+    paths = torch.stack([x, 1 - x], 1)
+    diverged = torch.zeros(6, 2, dtype=torch.bool)
+    diverged[0] = True
+    batch = finish(x, paths, target, classifier=Reads(3, 5), strengths=(0.5, 1.0), diverged=diverged)
+    f = Reads(3, 9)
+    read = read_by(batch, x, target, f)
+    expected = f(paths.flatten(0, 1)).log_softmax(1).view(6, 2, 3)
+    torch.testing.assert_close(read.log_confidence, expected.gather(2, target.view(6, 1, 1).expand(6, 2, 1))[..., 0])
+    assert (read.status[0] == "diverged").all()
+    assert ((read.status[1:] == "ok") == (expected.argmax(2) == target[:, None]).numpy()[1:]).all()
+    assert torch.equal(read.images, batch.images) and torch.equal(read.distance, batch.distance)
+
+
+def shard_of_digits(f):
+    x, source, target = images(4, (1, 28, 28)), torch.tensor([0, 1, 2, 3]), torch.tensor([1, 2, 3, 4])
+    ids = tuple(f"mnist-{k:04d}" for k in range(4))
+    rng = Streams(0, ids, tuple(target.tolist()))
+    paths = (x[:, None] + 0.3 * rng.normal((2, 1, 28, 28), "noise")).clamp(0, 1)
+    batch = finish(x, paths, target, classifier=f, strengths=(1.0, 2.0))
+    return x, Shard(
+        "mnist", "pairs", "l2at", 0, ids, source, target, 1.0, source, {}, {"mine": batch}, {}
+    )  # fmt: skip
+
+
+def test_gains_and_drops_are_differences_of_probabilities():
+    f = Reads(10, shape=(1, 28, 28))
+    f.weight /= 20
+    x, shard = shard_of_digits(f)
+    seen = Readers(shard, {"f": f}, x).changes(shard.batches["mine"].images.transpose(0, 1).flatten(0, 1))
+    for s, n in np.ndindex(2, 4):
+        before, after = f(x[n][None]).softmax(1)[0], f(shard.batches["mine"].images[n, s][None]).softmax(1)[0]
+        t, c, row = int(shard.target[n]), int(shard.source[n]), 4 * s + n
+        assert seen["gain_f"][row] == pytest.approx(float(after[t] - before[t]), abs=1e-6)
+        assert seen["drop_f"][row] == pytest.approx(float(before[c] - after[c]), abs=1e-6)
+        assert seen["p_f"][row] == pytest.approx(float(after[t]), abs=1e-6)
+
+
+def test_a_world_without_masks_has_no_place():
+    f = Reads(10, shape=(1, 28, 28))
+    x, shard = shard_of_digits(f)
+    table = places(shard, Images(x, shard.source, shard.ids), 0.9)
+    assert "precision" not in table and not any(name.startswith("progress_") for name in table)
+
+
+def test_only_judges_that_pass_their_gate_are_in_the_mean():
+    gate = pd.DataFrame({"world": "w", "judge": ["augmented", "svm", "l2at"], "passes": [True, False, True]})
+    table = pd.DataFrame({"world": ["w"]}).assign(
+        **{f"{kind}_{judge}": [value] for kind in ("gain", "drop", "p") for judge, value in
+           {"augmented": 0.2, "svm": 9.0, "l2at": 0.4}.items()}
+    )  # fmt: skip
+    assert panel_change(table, gate)[["gain", "drop", "p"]].to_numpy() == pytest.approx(0.3)
+
+
+def test_a_generator_is_adequate_up_to_ten_points():
+    drawn = pd.DataFrame(
+        {"world": "w", "classifier": "f", "method": ["a", "b", "a"], "seed": 0, "reader": ["f", "f", "svm"],
+         "accuracy": [1.0, 1.0, 1.0], "reconstructed": [0.9, 0.89, 0.1]}
+    )  # fmt: skip
+    assert adequacy(drawn).set_index("method")["adequate"].to_dict() == {"a": 1.0, "b": 0.0}
