@@ -33,12 +33,12 @@ def horizon(rows: pd.DataFrame) -> pd.Series:
 def panel_change(table: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
     """The mean over the trained judges that pass their gate, of `gain_`, `drop_` and `p_`: columns `gain`, `drop` and
     `p`. The reader of exact twins has no probabilities."""
-    parts = []
+    table = table.assign(gain=np.nan, drop=np.nan, p=np.nan)
     for world, mine in table.groupby("world"):
         judges = sorted(passing_judges(gate, world))
-        means = {kind: mine[[f"{kind}_{judge}" for judge in judges]].mean(axis=1) for kind in ("gain", "drop", "p")}
-        parts.append(mine.assign(**means))
-    return pd.concat(parts, ignore_index=True)
+        for kind in ("gain", "drop", "p"):
+            table.loc[mine.index, kind] = mine[[f"{kind}_{judge}" for judge in judges]].mean(axis=1)
+    return table
 
 
 def effects(points: pd.DataFrame, D: pd.Series) -> pd.DataFrame:
