@@ -130,13 +130,14 @@ def main() -> None:
     enough = adequacy(drawn)
     reliance = gate.groupby(["world", "classifier"]).agg(reliance=("reliance_label", "mean")).reset_index()
     paths = effects(points, horizon(rows))
-    for table in (honesty(rows, args.level), together(args.measured, "places")):
+    for table in (honesty(rows, args.level), together(args.measured, "finals")):
         shared = [name for name in PATH if name in table]
         paths = paths.merge(table, on=shared, how="left", validate="one_to_one")
     paths = paths.merge(enough, on=[*CELL, "seed"], how="left").fillna({"adequate": 1.0})
     paths = paths.merge(reliance, on=["world", "classifier"], how="left")
     spent, facts, refused = costs(args.costs)
-    for name, table in {"paths": paths, "points": points, "cuts": cuts}.items():
+    kid = together(args.measured, "kid")
+    for name, table in {"paths": paths, "points": points, "cuts": cuts, "kid": kid}.items():
         with atomic_path(args.out / f"{name}.parquet") as temporary:
             table.to_parquet(temporary, index=False)
     for name, table in {"gate": gate, "drawings": drawn, "facts": facts, "refused": refused}.items():

@@ -10,8 +10,8 @@ import numpy as np
 
 
 def mean_gain(distance: np.ndarray, gain: np.ndarray, horizon: float) -> np.ndarray:
-    """A of P paths from the P×S distances and gains of their images, in any order along the path; NaN pads short paths. A
-    gain that nobody measured, NaN, leaves its path without an effect.
+    """A of P paths from the P×S distances and gains of their images, in any order along the path; NaN pads short paths.
+    A gain that nobody measured, NaN, leaves its path without an effect.
 
     `horizon` is D. Exact for the piecewise linear path.
     """

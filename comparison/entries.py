@@ -18,6 +18,8 @@ from common.explain import CounterfactualBatch, Explainer
 from common.scales import parse_recipe
 from comparison.bench import Bench
 
+ANCHORS = ("identity", "random", "class-mean", "nearest-real", "twin")  # trivial: they need no idea
+
 
 @dataclass(frozen=True)
 class Entry:

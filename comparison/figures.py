@@ -1,4 +1,4 @@
-"""Job: the plots of the comparison: both outcomes, whole paths, and areas without a target.
+"""Job: the plots of the comparison: both outcomes, whole paths, areas without a target, and the audit of metrics.
 
 python -m comparison.figures --results DIR --out DIR
 """
@@ -11,8 +11,8 @@ import pandas as pd
 
 from common.errors import one_line_errors
 from common.figures import error_bars, save_figures, style
+from comparison.entries import ANCHORS
 
-ANCHORS = ("identity", "random", "class-mean", "nearest-real", "twin")
 OUTCOMES = {"effect": "A: judges' gain at equal change", "honest": "B: oracle-valid at first own success"}
 
 
@@ -102,6 +102,23 @@ def areas(table: pd.DataFrame) -> plt.Figure:
     return figure
 
 
+def audit(table: pd.DataFrame) -> plt.Figure:
+    """In how many pairs of twin, nearest real image, adversarial image and nothing a metric has the better one ahead."""
+    worlds = list(dict.fromkeys(table["world"]))
+    figure, axes = plt.subplots(1, len(worlds), figsize=(5.4 * len(worlds), 4.4), squeeze=False)
+    for axis, world in zip(axes[0], worlds, strict=True):
+        mine = table[table["world"] == world].sort_values("right", kind="stable")
+        error = [(mine["right"] - mine["low"]).clip(lower=0), (mine["high"] - mine["right"]).clip(lower=0)]
+        pairs = mine["pairs"].iloc[0]
+        colours = ["C0" if right == pairs else "0.7" for right in mine["right"]]
+        axis.barh(mine["name"], mine["right"], xerr=error, capsize=2, color=colours)
+        axis.axvline(pairs, color="0.3", lw=0.8)
+        axis.set(title=world, xlabel=f"pairs in the right order, of {pairs}", xlim=(0, pairs + 0.3))
+        axis.grid(axis="y", visible=False)
+    figure.tight_layout()
+    return figure
+
+
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,13 +126,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of NAME.png and NAME.svg")
     args = parser.parse_args()
     style()
-    files = {name: args.results / "tables" / f"{name}.csv" for name in ("outcomes", "areas")}
+    files = {name: args.results / "tables" / f"{name}.csv" for name in ("outcomes", "areas", "audit")}
     files |= {name: args.results / f"{name}.parquet" for name in ("points", "paths")}
     horizon = pd.read_parquet(files["paths"]).groupby("world")["horizon"].first()
     drawn = {
         "outcomes": (outcomes(pd.read_csv(files["outcomes"])), [files["outcomes"]]),
         "paths": (paths(pd.read_parquet(files["points"]), horizon), [files["points"], files["paths"]]),
         "areas": (areas(pd.read_csv(files["areas"])), [files["areas"]]),
+        "audit": (audit(pd.read_csv(files["audit"])), [files["audit"]]),
     }
     save_figures(drawn, args.out, "comparison_figures")
 

@@ -1,12 +1,12 @@
 """Job: measure what all methods made of one training seed: rows of the long table with every judge's vote, what judges
-and classifier make of every image, what each path is worth at its first success, and cuts to equal area.
+and classifier make of every image, what each path hands out, realism of those sets, and cuts to equal area.
 
 python -m comparison.measure --shards F... --checkpoints WORLD=DIR... --oracles DIR --splits DIR
     --level 0.9 --seed 0 --out DIR
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +18,18 @@ from torch import Tensor, nn
 from common.anchors import threshold_to_count
 from common.batches import Shard, read_shards
 from common.classifiers.checkpoints import load_checkpoint
-from common.classifiers.oracles import Panel
 from common.data import datasets
 from common.errors import VceError, one_line_errors
+from common.explain import CounterfactualBatch
 from common.files import atomic_path
+from common.judged_world import World
 from common.measure import by_strength, judge_accuracy, measure_shard, oracle_gate
-from common.metrics import ground_truth
+from common.metrics import ground_truth, perturbation
+from common.metrics.im1 import ClassAutoencoders, load_autoencoders
 from common.progress import Progress
-from common.results import PANEL
+from comparison.entries import ANCHORS
 
+TABLES = ("rows", "points", "finals", "cuts", "drawings", "kid", "gate")
 READ = ("accuracy", "reconstructed")  # of what a reader sees: in originals, and in a method's drawings of them
 AREAS = (0.05, 0.1, 0.2, 0.3, 0.4)  # of the image, at which methods without a target are compared
 
@@ -60,6 +63,13 @@ def keys_of(shard: Shard, s: int = 1) -> dict:
     columns = {"image": np.array(shard.ids, dtype=object), "source": shard.source, "target": shard.target}
     repeated = {name: np.tile(values, s) for name, values in columns.items()}
     return {"world": shard.world, "classifier": shard.classifier, "seed": shard.seed, **repeated}
+
+
+@dataclass(frozen=True, eq=False)
+class Judged(World):
+    """A world with its class autoencoders, where there are any."""
+
+    autoencoders: ClassAutoencoders | None = None
 
 
 class Readers:
@@ -97,40 +107,61 @@ def points(shard: Shard, readers: Readers) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def places(shard: Shard, originals: datasets.Images, level: float) -> pd.DataFrame:
-    """Every path at its first success, else at its end: G3, the average precision of |x′ − x| (of a map, where the
-    method draws one) for the mask of what the twin changes, whose area is chance; G2, the progress π_j along every
-    factor j of a rendered world."""
+def handed_out(method: str, batch: CounterfactualBatch, level: float) -> Tensor:
+    """The image N×C×H×W that somebody gets who asks for one: the first success of a path, else its end; of what is
+    trivial the end, the whole way to the twin."""
+    return batch.images[:, -1] if method in ANCHORS else batch.at(batch.first_success(level))
+
+
+def finals(shard: Shard, readers: Readers, originals: datasets.Images, world: Judged, level: float) -> pd.DataFrame:
+    """The usual metrics of what every path hands out, and on rendered worlds G1, the twin error; G2, the progress π_j
+    along every factor j; G3, the average precision of |x′ − x| (of a map, where the method draws one) for the mask of
+    what the twin changes, whose area is chance."""
     changed = {}
     if datasets.world(shard.world).rendered:
         changed = datasets.interventions(shard.world, shard.ids, shard.target)
     frames = []
     for method, batch in shard.batches.items():
-        images = batch.at(batch.first_success(level))
-        facts = {"method": method}
+        images = handed_out(method, batch, level)
+        delta, seen = images - originals.images, probabilities(readers.networks["f"], images)
+        facts = {
+            "method": method,
+            "confidence": seen.gather(1, shard.target[:, None])[:, 0].numpy(),
+            "valid": (seen.argmax(1) == shard.target).float().numpy(),
+            "l1": perturbation.lp_norm(delta, 1).numpy(),
+            "l2": perturbation.lp_norm(delta, 2).numpy(),
+            "hoyer": perturbation.hoyer(delta).numpy(),
+            "gini": perturbation.gini(delta).numpy(),
+        }
+        if world.autoencoders is not None:
+            facts["im1"] = world.autoencoders.im1(images, shard.source, shard.target).numpy()
         if originals.masks is not None:
-            shown = batch.saliency if batch.saliency is not None else (images - originals.images).abs().sum(1)
-            inside = (originals.masks > 0).flatten(1).numpy()
-            facts["precision"] = [
-                average_precision_score(mask, score)
-                for mask, score in zip(inside, shown.flatten(1).numpy(), strict=True)
-            ]
-            facts["area"] = inside.mean(1)
+            shown = batch.saliency if batch.saliency is not None else perturbation.pixel_change(delta)
+            facts |= localisation(shown, originals.masks)
+        if changed:
+            facts["twin_error"] = ground_truth.twin_error(images, originals.images, changed["label"]).numpy()
         for factor, other in changed.items():
             facts[f"progress_{factor}"] = ground_truth.factor_progress(images, originals.images, other).numpy()
         frames.append(pd.DataFrame({**keys_of(shard), **facts}))
     return pd.concat(frames, ignore_index=True)
 
 
+def localisation(shown: Tensor, masks: Tensor) -> dict[str, list[float] | np.ndarray]:
+    """Average precision of N×H×W maps for the pixels inside of N×H×W masks, and the share of those, which is chance."""
+    inside, maps = (masks > 0).flatten(1).numpy(), shown.flatten(1).numpy()
+    precision = [average_precision_score(mask, score) for mask, score in zip(inside, maps, strict=True)]
+    return {"precision": precision, "area": inside.mean(1)}
+
+
 def cuts(shard: Shard, readers: Readers, originals: Tensor, level: float) -> pd.DataFrame:
-    """The untargeted table: at its first success every counterfactual keeps its most changed pixels alone, so many that
-    they make each of `AREAS`; a method that has areas for strengths is taken as it is."""
+    """The untargeted table: what every path hands out keeps its most changed pixels alone, so many that they make each
+    of `AREAS`; a method that draws a map has areas for strengths, and is taken as it is."""
     frames, size = [], originals[0, 0].numel()
     for method, batch in shard.batches.items():
         if batch.saliency is not None:
             areas, images = batch.strengths, by_strength(batch.images)
         else:
-            whole, areas = batch.at(batch.first_success(level)), AREAS
+            whole, areas = handed_out(method, batch, level), AREAS
             counts = [torch.full((len(whole),), round(area * size)) for area in areas]
             images = torch.cat([threshold_to_count(originals, whole, count) for count in counts])
         facts = {"method": method, "area": np.repeat(areas, len(shard.ids))}
@@ -155,37 +186,48 @@ def drawings(shard: Shard, readers: Readers) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["world", "classifier", "seed", "method", "reader", "n", *READ])
 
 
+def realism(shard: Shard, world: Judged, level: float) -> pd.DataFrame:
+    """KID of what every method hands out, in the features of a net that judges nothing."""
+    handed = {name: handed_out(name, batch, level) for name, batch in shard.batches.items()}
+    found = world.kid(shard, {(name, level): world.features(images) for name, images in handed.items()})
+    return found.assign(classifier=shard.classifier)
+
+
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, nargs="+", required=True)
     parser.add_argument("--checkpoints", nargs="+", required=True, help="WORLD=DIR of KIND-SEED.safetensors")
     parser.add_argument("--oracles", type=Path, required=True, help="folder of the judges")
+    parser.add_argument("--autoencoders", nargs="*", default=[], help="WORLD=FILE of class autoencoders, for IM1")
     parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
     parser.add_argument("--level", type=float, required=True, help="own confidence of a success")
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="folder of rows, points, places ... .parquet")
+    parser.add_argument("--out", type=Path, required=True, help="folder of rows, points, finals ... .parquet")
     args = parser.parse_args()
     folders = {world: Path(folder) for world, folder in (item.split("=", 1) for item in args.checkpoints)}
+    files = dict(item.split("=", 1) for item in args.autoencoders)
+    autoencoders = {world: load_autoencoders(path) for world, path in files.items()}
     shards = merged([shard for path in args.shards for shard in read_shards(path)])
-    tables: dict[str, list[pd.DataFrame]] = {
-        name: [] for name in ("rows", "points", "places", "cuts", "drawings", "gate")
-    }
+    tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
+    worlds: dict[str, Judged] = {}
     with Progress("measure", total=len(shards), unit="classifiers") as progress:
         for shard in shards:
-            panel = Panel.load({judge: args.oracles / f"{shard.world}-{judge}.safetensors" for judge in PANEL})
-            table = pd.read_parquet(args.splits / f"{shard.world}.parquet")
-            pairs = datasets.load(shard.world, table, "pairs", args.data)
-            originals = datasets.load_ids(shard.world, shard.ids, args.data)
+            if shard.world not in worlds:
+                table, more = pd.read_parquet(args.splits / f"{shard.world}.parquet"), autoencoders.get(shard.world)
+                worlds[shard.world] = Judged.load(shard.world, table, args.oracles, args.data, autoencoders=more)
+            world, originals = worlds[shard.world], datasets.load_ids(shard.world, shard.ids, args.data)
             f = load_checkpoint(folders[shard.world] / f"{shard.classifier}-{args.seed}.safetensors")
-            readers = Readers(shard, {"f": f, **panel.judges}, originals.images)
-            tables["rows"].append(measure_shard(shard, panel, args.data))
+            readers = Readers(shard, {"f": f, **world.panel.judges}, originals.images)
+            tables["rows"].append(measure_shard(shard, world.panel, args.data))
             tables["points"].append(points(shard, readers))
-            tables["places"].append(places(shard, originals, args.level))
+            tables["finals"].append(finals(shard, readers, originals, world, args.level))
             tables["cuts"].append(cuts(shard, readers, originals.images, args.level))
             tables["drawings"].append(drawings(shard, readers))
-            tables["gate"].append(oracle_gate(shard, judge_accuracy(panel, pairs), len(pairs.ids)))
+            tables["kid"].append(realism(shard, world, args.level))
+            judges = judge_accuracy(world.panel, world.pairs)
+            tables["gate"].append(oracle_gate(shard, judges, len(world.pairs.ids)))
             progress.advance()
     for name, parts in tables.items():
         with atomic_path(args.out / f"{name}.parquet") as temporary:

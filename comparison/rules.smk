@@ -2,8 +2,16 @@
 COMPARISON = config["comparison"]
 COMPARED = f"{WORK}/comparison"
 COMPARISON_RESULTS = f"{RESULTS}/comparison"
-COMPARISON_TABLES = ["outcomes", "areas", "reliance", "causes"]
-COMPARISON_PLOTS = ["outcomes", "paths", "areas"]
+COMPARISON_TABLES = [
+    "outcomes",
+    "areas",
+    "reliance",
+    "causes",
+    "realism",
+    "audit",
+    "sanity",
+]
+COMPARISON_PLOTS = ["outcomes", "paths", "areas", "audit"]
 RESULTS_OF["comparison"] = [
     f"{COMPARISON_RESULTS}/claims.json",
     *[f"{COMPARISON_RESULTS}/tables/{name}.csv" for name in COMPARISON_TABLES],
@@ -147,7 +155,7 @@ for job in COMPARISON["jobs"]:
 
 
 COMPARED_JOBS = [job[0].replace("-", "_") for job in COMPARISON["jobs"]]
-COMPARED_MEASURES = ["rows", "points", "places", "cuts", "drawings", "gate"]
+COMPARED_MEASURES = ["rows", "points", "finals", "cuts", "drawings", "kid", "gate"]
 
 
 rule comparison_measure:
@@ -160,7 +168,12 @@ rule comparison_measure:
         oracles=[
             f"{ORACLES}/{world}-{judge}.safetensors"
             for world in COMPARISON["worlds"]
-            for judge in PANEL
+            for judge in ORACLE_NETS
+        ],
+        autoencoders=[
+            f"{AUTOENCODERS}/{world}.safetensors"
+            for world in COMPARISON["worlds"]
+            if world in config["autoencoders"]
         ],
         splits=[f"{SPLITS}/{world}.parquet" for world in COMPARISON["worlds"]],
     output:
@@ -172,13 +185,18 @@ rule comparison_measure:
         src=digest("comparison.measure"),
         checkpoints=COMPARED_FOLDERS,
         oracles=ORACLES,
+        autoencoders=[
+            f"{world}={AUTOENCODERS}/{world}.safetensors"
+            for world in COMPARISON["worlds"]
+            if world in config["autoencoders"]
+        ],
         splits=SPLITS,
         level=config["match_at"],
         folder=f"{COMPARED}/measured/{{seed}}",
     shell:
         "python -m comparison.measure --shards {input.shards} --checkpoints {params.checkpoints}"
-        " --oracles {params.oracles} --splits {params.splits} --level {params.level} --seed {wildcards.seed}"
-        " --out {params.folder} 2> >(tee {log} >&2)"
+        " --oracles {params.oracles} --autoencoders {params.autoencoders} --splits {params.splits}"
+        " --level {params.level} --seed {wildcards.seed} --out {params.folder} 2> >(tee {log} >&2)"
 
 
 rule comparison_cells:
@@ -196,7 +214,7 @@ rule comparison_cells:
     output:
         [
             f"{COMPARISON_RESULTS}/{name}.parquet"
-            for name in ("rows", "paths", "points", "cuts")
+            for name in ("rows", "paths", "points", "cuts", "kid")
         ],
         tables=[
             f"{COMPARISON_RESULTS}/tables/{name}.csv"
@@ -261,9 +279,42 @@ rule comparison_verdicts:
         " --protocol {params.protocol:q} --level {params.level} > {log} 2> >(tee -a {log} >&2)"
 
 
+rule comparison_sanity:
+    input:
+        compared_checkpoints(COMPARISON["sanity"]["seed"]),
+        shards=[
+            f"{COMPARED}/batches/{job}-{COMPARISON['sanity']['seed']}.safetensors"
+            for job in COMPARED_JOBS
+        ],
+        prepared=f"{COMPARED}/prepared/{COMPARISON['sanity']['world']}-{COMPARISON['sanity']['seed']}",
+        splits=f"{SPLITS}/{COMPARISON['sanity']['world']}.parquet",
+    output:
+        f"{COMPARISON_RESULTS}/sanity.parquet",
+    log:
+        f"{LOGS}/comparison/sanity.log",
+    priority: 4
+    params:
+        src=comparison_source("comparison.sanity", COMPARISON["methods"]),
+        world=COMPARISON["sanity"]["world"],
+        kind=COMPARISON["sanity"]["kind"],
+        n=COMPARISON["sanity"]["n"],
+        seed=COMPARISON["sanity"]["seed"],
+        methods=json.dumps(COMPARISON["methods"]),
+        checkpoints=compared_classifiers(COMPARISON["sanity"]["world"]),
+        folder=f"{COMPARED}/sanity",
+        splits=SPLITS,
+        level=config["match_at"],
+    shell:
+        "python -m comparison.sanity --world {params.world} --kind {params.kind} --n {params.n}"
+        " --methods {params.methods:q} --shards {input.shards} --checkpoints {params.checkpoints}"
+        " --prepared {input.prepared} --splits {params.splits} --level {params.level} --seed {params.seed}"
+        " --folder {params.folder} --out {output} 2> >(tee {log} >&2)"
+
+
 rule comparison_tables:
     input:
         rules.comparison_cells.output,
+        rules.comparison_sanity.output,
     output:
         [f"{COMPARISON_RESULTS}/tables/{name}.csv" for name in COMPARISON_TABLES],
     log:
@@ -284,7 +335,8 @@ rule comparison_figures:
         points=f"{COMPARISON_RESULTS}/points.parquet",
         paths=f"{COMPARISON_RESULTS}/paths.parquet",
         tables=[
-            f"{COMPARISON_RESULTS}/tables/{name}.csv" for name in ("outcomes", "areas")
+            f"{COMPARISON_RESULTS}/tables/{name}.csv"
+            for name in ("outcomes", "areas", "audit")
         ],
     output:
         [

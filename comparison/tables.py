@@ -1,5 +1,5 @@
 """Job: the tables of the comparison: both outcomes with everything secondary, areas without a target, what a method
-says of the factors that f relies on.
+says of the factors that f relies on, realism, and the audit of the metrics themselves.
 
 python -m comparison.tables --results DIR --methods '{...}' --out DIR
 """
@@ -16,13 +16,15 @@ from common.errors import one_line_errors
 from common.files import write_atomic
 from common.results import JUDGES, PANEL
 from common.statistics import paired_bootstrap
-from common.tables import summary
+from common.tables import kid_intervals, summary
+from comparison.audit import audit_table
 from comparison.cells import CELL
 from comparison.entries import Entry, parse_entries
 
 OUTCOMES = [
     "effect", "effect_reached", "effect_own", *(f"effect_{judge}" for judge in PANEL), "honest",
-    *(f"honest_{judge}" for judge in JUDGES), "reached", "change", "precision", "area", "progress_label",
+    *(f"honest_{judge}" for judge in JUDGES), "reached", "change", "precision", "area", "twin_error",
+    "progress_label", "l1", "l2", "hoyer", "gini", "im1",
 ]  # fmt: skip
 CAUSE, NO_CAUSE, SHOWN = 0.5, 0.05, 0.1  # reliance of a cause and of none; progress along a factor that is shown (G2)
 
@@ -86,14 +88,36 @@ def cause_table(reliance: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def sanity_table(sanity: pd.DataFrame) -> pd.DataFrame:
+    """G5: how far a method goes towards the twin for f and for nets that know nothing, and by how much less it does
+    there (`drop`, per image, with its interval); of f also the way back: what is `left` of the change, and f's
+    probability of where it came from (`back`)."""
+    keys, lines = ["world", "method"], []
+    for cell, mine in sanity.groupby(keys):
+        by_image = mine.pivot(index="image", columns="how", values="progress")
+        for how, part in mine.groupby("how"):
+            line = {**dict(zip(keys, cell, strict=True)), "how": how, "n": part["image"].nunique()}
+            numbers = {name: part[name].to_numpy(float) for name in ("progress", "twin_error", "precision", "change")}
+            if how == "f":
+                numbers |= {name: part[name].to_numpy(float) for name in ("left", "back")}
+            else:
+                numbers["drop"] = (by_image["f"] - by_image[how]).to_numpy()
+            for name, values in numbers.items():
+                found = paired_bootstrap(values)
+                line |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+            lines.append(line)
+    return pd.DataFrame(lines)
+
+
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, required=True, help="folder of paths and cuts .parquet")
+    parser.add_argument("--results", type=Path, required=True, help="folder of paths, cuts, kid, sanity .parquet")
     parser.add_argument("--methods", type=json.loads, required=True, help="JSON: the methods of the comparison")
     parser.add_argument("--out", type=Path, required=True, help="folder of the tables")
     args = parser.parse_args()
-    paths, cuts = (pd.read_parquet(args.results / f"{name}.parquet") for name in ("paths", "cuts"))
+    names = ("paths", "cuts", "kid", "sanity")
+    paths, cuts, kid, sanity = (pd.read_parquet(args.results / f"{name}.parquet") for name in names)
     gate = pd.read_csv(args.results / "tables" / "gate.csv")
     entries = {entry.name: entry for entry in parse_entries(args.methods)}
     reliance = reliance_table(paths, gate)
@@ -102,6 +126,9 @@ def main() -> None:
         "areas": area_table(cuts),
         "reliance": reliance,
         "causes": cause_table(reliance),
+        "audit": audit_table(paths, kid),
+        "realism": kid_intervals(kid, CELL),
+        "sanity": sanity_table(sanity),
     }
     for name, table in tables.items():
         write_atomic(args.out / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))

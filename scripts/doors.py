@@ -96,6 +96,7 @@ def tiny(config: dict) -> dict:
         "comparison": {
             "classifiers": brief(config["comparison"]["classifiers"]),
             "worlds": {"faces-smile": {"n": 4, "vae": {"images": 100, "epochs": 1}}, "mnist": {"n": 4}},
+            "sanity": {"n": 2},
             "methods": {
                 "disc": {"settings": {"fit": 10, "steer": 10}},
                 "contrastive": {
@@ -238,6 +239,7 @@ def edited_modules(doors: Doors) -> None:
         "comparison/methods/svce.py": {
             "comparison_explain_pixel_ascent",
             "comparison_measure",
+            "comparison_sanity",
             "comparison_cells",
             "comparison_verdicts",
             "comparison_tables",

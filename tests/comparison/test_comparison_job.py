@@ -13,7 +13,7 @@ from common.classifiers import train as classifier_job
 from common.data import split
 from common.errors import VceError
 from common.scales import load_scale
-from comparison import cells, explain, figures, grids, measure, tables, train, verdicts
+from comparison import cells, explain, figures, grids, measure, sanity, tables, train, verdicts
 from comparison.entries import parse_entries
 
 WORLD, SEED, N = "faces-smile", 0, 4
@@ -136,6 +136,12 @@ def made(tmp_path_factory):
         patch, cells, "--measured", folder / "measured", "--costs", *costs, "--level", 0.9, "--out", results, "--cost",
         folder / "cost.parquet",
     )  # fmt: skip
+    run(
+        patch, sanity, "--world", WORLD, "--kind", "l2at", "--n", 3, "--methods", every, "--shards",
+        folder / "first.safetensors", folder / "second.safetensors", "--checkpoints", folder / "nets" / WORLD,
+        "--prepared", prepared, "--level", 0.9, "--folder", folder / "sanity", "--out",
+        results / "sanity.parquet", *shared,
+    )  # fmt: skip
     run(patch, tables, "--results", results, "--methods", every, "--out", results / "tables")
     run(
         patch, verdicts, "--claims", "comparison/claims.yaml", "--results", results, "--protocol", '{"scale": "test"}',
@@ -209,6 +215,17 @@ def test_the_effect_of_a_path_is_read_off_its_points(made):
     assert found.to_numpy() == pytest.approx([expected], abs=1e-4)
 
 
+def test_nets_that_know_nothing_are_explained_by_every_method(made):
+    table = pd.read_csv(made / "results" / "tables" / "sanity.csv")
+    expected = {*STRENGTHS, "toy"}
+    for how in ("f", *sanity.KNOWING_NOTHING):
+        assert set(table.loc[table["how"] == how, "method"]) == expected
+    rows = pd.read_parquet(made / "results" / "sanity.parquet")
+    blind = rows[rows["method"] == "toy"].pivot(index="image", columns="how", values="progress")
+    np.testing.assert_allclose(blind["f"], blind["untrained"], atol=1e-5)  # it never looks at f: nothing drops
+    assert table.loc[(table["method"] == "toy") & (table["how"] == "untrained"), "drop"].to_numpy() == pytest.approx(0)
+
+
 def test_every_rule_has_a_verdict_and_judges_what_exists(made):
     report = json.loads((made / "results" / "claims.json").read_text())
     assert len(report["claims"]) == 20 and report["protocol"]["pairs"] == N
@@ -222,7 +239,7 @@ def test_figures_are_drawn(made, monkeypatch, tmp_path):
     shards = [made / f"{job}.safetensors" for job in ("first", "second")]
     run(monkeypatch, grids, "--shards", *shards, "--level", 0.9, "--out", tmp_path / "side_by_side.png")
     assert {path.name for path in tmp_path.glob("*.png")} == {
-        f"{n}.png" for n in ("outcomes", "paths", "areas", "side_by_side")
+        f"{n}.png" for n in ("outcomes", "paths", "areas", "audit", "side_by_side")
     }
 
 
