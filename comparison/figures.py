@@ -103,7 +103,7 @@ def areas(table: pd.DataFrame) -> plt.Figure:
 
 
 def audit(table: pd.DataFrame) -> plt.Figure:
-    """In how many pairs of twin, nearest real image, adversarial image and nothing a metric has the better one ahead."""
+    """In how many pairs of twin, nearest real image, adversarial image and nothing a metric puts the better first."""
     worlds = list(dict.fromkeys(table["world"]))
     figure, axes = plt.subplots(1, len(worlds), figsize=(5.4 * len(worlds), 4.4), squeeze=False)
     for axis, world in zip(axes[0], worlds, strict=True):

@@ -1,5 +1,7 @@
 """What methods of the comparison do with the papers' functions: conditions, answers, latents between images."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from common.batches import Shard
 from common.data.datasets import Images
 from common.explain import Streams, finish
 from comparison.cells import adequacy, panel_change
-from comparison.measure import Readers, places
+from comparison.measure import Readers, finals, localisation
 from comparison.methods.clarity import mixed, read_by
 from comparison.methods.contrastive import Classes, wanted
 from papers.contrastive.labels import Labels
@@ -108,8 +110,20 @@ def test_gains_and_drops_are_differences_of_probabilities():
 def test_a_world_without_masks_has_no_place():
     f = Reads(10, shape=(1, 28, 28))
     x, shard = shard_of_digits(f)
-    table = places(shard, Images(x, shard.source, shard.ids), 0.9)
+    world = SimpleNamespace(autoencoders=None)
+    table = finals(shard, Readers(shard, {"f": f}, x), Images(x, shard.source, shard.ids), world, 2.0)  # out of reach
     assert "precision" not in table and not any(name.startswith("progress_") for name in table)
+    last = shard.batches["mine"].images[:, -1]
+    np.testing.assert_allclose(table["l2"], (last - x).flatten(1).norm(dim=1), rtol=1e-6)
+
+
+def test_the_average_precision_of_a_map_is_that_of_its_ranking():
+    """By hand: the two pixels of the mask are first and third, (1/1 + 2/3) / 2; a constant map has the share of the
+    mask, which is chance."""
+    masks = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]).repeat(2, 1, 1)
+    maps = torch.tensor([[[0.9, 0.8], [0.7, 0.1]], [[0.5, 0.5], [0.5, 0.5]]])
+    found = localisation(maps, masks)
+    assert found["precision"] == pytest.approx([(1 + 2 / 3) / 2, 0.5]) and found["area"] == pytest.approx([0.5, 0.5])
 
 
 def test_only_judges_that_pass_their_gate_are_in_the_mean():
