@@ -84,17 +84,23 @@ rule comparison_classifiers:
         " --seed {wildcards.seed} --out {params.folder} 2> >(tee {log} >&2)"
 
 
+def compared_vae(world, seed):
+    """The file of a VAE that papers share, the recipe of one, or nothing."""
+    vae = COMPARISON["worlds"][world].get("vae")
+    return f"{GENERATORS}/{vae}-{seed}.safetensors" if isinstance(vae, str) else vae
+
+
 rule comparison_prepare:
     input:
         lambda wildcards: [
             f"{compared_classifiers(wildcards.world)}/{kind}-{wildcards.seed}.safetensors"
             for kind in COMPARISON["worlds"][wildcards.world]["classifiers"]
         ],
-        vae=lambda wildcards: (
-            f"{GENERATORS}/{COMPARISON['worlds'][wildcards.world]['vae']}-{wildcards.seed}.safetensors"
-            if isinstance(COMPARISON["worlds"][wildcards.world]["vae"], str)
-            else []
-        ),
+        vae=lambda wildcards: [
+            vae
+            for vae in [compared_vae(wildcards.world, wildcards.seed)]
+            if isinstance(vae, str)
+        ],
         splits=f"{SPLITS}/{{world}}.parquet",
         data=lambda wildcards: data_of(wildcards.world),
     output:
@@ -105,11 +111,7 @@ rule comparison_prepare:
     params:
         src=comparison_source("comparison.train", PREPARED_METHODS),
         kinds=lambda wildcards: COMPARISON["worlds"][wildcards.world]["classifiers"],
-        vae=lambda wildcards: json.dumps(
-            f"{GENERATORS}/{COMPARISON['worlds'][wildcards.world]['vae']}-{wildcards.seed}.safetensors"
-            if isinstance(COMPARISON["worlds"][wildcards.world]["vae"], str)
-            else COMPARISON["worlds"][wildcards.world]["vae"]
-        ),
+        vae=lambda wildcards: json.dumps(compared_vae(wildcards.world, wildcards.seed)),
         methods=json.dumps(compared_methods(PREPARED_METHODS)),
         checkpoints=lambda wildcards: compared_classifiers(wildcards.world),
         splits=SPLITS,

@@ -4,8 +4,8 @@ trains for every classifier.
 python -m comparison.train --world faces-smile --kinds standard l2at --vae '{...}' --methods '{...}' --checkpoints DIR
     --splits DIR --seed 0 --out DIR
 
-`--vae` is a recipe, with the number of rendered `images` that it learns from, or the file of a trained one. What every
-part took stands in OUT/seconds.json.
+`--vae` is a recipe, with the number of rendered `images` that it learns from, the file of a trained one, or null: no
+method of this world needs one. What every part took stands in OUT/seconds.json.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from comparison.entries import parse_entries
 
 
 def generator(world: str, recipe: dict | str, seed: int, data: Path, progress: Callable[[], None]) -> VAE:
-    """The VAE in a file, or one that learns from rendered images of its own: nobody else sees them."""
+    """The VAE in a file, or one that learns from rendered images of its own, which nobody else sees."""
     if isinstance(recipe, str):
         return load_vae(recipe, datasets.world(world).image_shape)
     fields = {name: value for name, value in recipe.items() if name != "images"}
@@ -52,12 +52,13 @@ def main() -> None:
     table = pd.read_parquet(args.splits / f"{args.world}.parquet")
     benches = load_benches(args.world, args.kinds, args.seed, args.checkpoints, table, args.data, args.out)
     entries = [entry for entry in parse_entries(args.methods) if args.world in entry.prepare]
-    epochs = 0 if isinstance(args.vae, str) else args.vae["epochs"]
+    epochs = args.vae["epochs"] if isinstance(args.vae, dict) else 0
     seconds, start = {}, time.perf_counter()
     with Progress(f"prepare {args.world}", epochs + len(entries) * (1 + len(benches)), "parts") as progress:
-        vae = generator(args.world, args.vae, args.seed, args.data, progress.advance)
-        save_vae(vae, benches[0].file("vae"), {"recipe": args.vae, "seed": args.seed})
-        seconds["vae"] = time.perf_counter() - start
+        if args.vae:
+            vae = generator(args.world, args.vae, args.seed, args.data, progress.advance)
+            save_vae(vae, benches[0].file("vae"), {"recipe": args.vae, "seed": args.seed})
+            seconds["vae"] = time.perf_counter() - start
         for entry in entries:
             start = time.perf_counter()
             entry.prepare_all(benches, progress.advance)

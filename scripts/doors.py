@@ -95,7 +95,11 @@ def tiny(config: dict) -> dict:
         },
         "comparison": {
             "classifiers": brief(config["comparison"]["classifiers"]),
-            "worlds": {"faces-smile": {"n": 4, "vae": {"images": 100, "epochs": 1}}, "mnist": {"n": 4}},
+            "worlds": {
+                "faces-smile": {"n": 4, "vae": {"images": 100, "epochs": 1}},
+                "mnist": {"n": 4},
+                "scenes": {"n": 4},
+            },
             "sanity": {"n": 2},
             "methods": {
                 "disc": {"settings": {"fit": 10, "steer": 10}},

@@ -64,10 +64,14 @@ STRENGTHS = {
     "clarity-to-f": [0.5, 0.9], "contrastive": [0.5, 1.0], "fido": [0.05, 0.1, 0.2, 0.3, 0.4],
 }  # fmt: skip
 SETTINGS = {
-    "pixel-ascent": {"iterations": 4}, "svce": {"p": 1.5, "iterations": 4}, "fido": {"grid": 8, "steps": 2, "masks": 2},
-    "disc": {"fit": 4, "steer": 4, "ramp": 1.2, "functional": {WORLD: 0.2}}, "clarity-to-f": {"distilled": True},
-}  # fmt: skip
+    "pixel-ascent": {"iterations": 4},
+    "svce": {"p": 1.5, "iterations": 4},
+    "disc": {"fit": 4, "steer": 4, "ramp": 1.2, "functional": {WORLD: 0.2}},
+    "clarity-to-f": {"distilled": True},
+    "fido": {"painted": [WORLD], "grid": 8, "steps": 2, "masks": 2},
+}
 PREPARE = {
+    "fido": {"architecture": "unet", "steps": 2},
     "clarity": {"members": 2, "epochs": 1, "batch_size": 32, "learning_rate": 1e-3, "between": 60},
     "contrastive": {
         "components": 1, "annotator_epochs": 1,
