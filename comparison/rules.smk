@@ -14,7 +14,10 @@ COMPARISON_TABLES = [
 COMPARISON_PLOTS = ["outcomes", "paths", "areas", "audit"]
 RESULTS_OF["comparison"] = [
     f"{COMPARISON_RESULTS}/claims.json",
-    *[f"{COMPARISON_RESULTS}/tables/{name}.csv" for name in COMPARISON_TABLES],
+    *[
+        f"{COMPARISON_RESULTS}/tables/{name}.csv"
+        for name in [*COMPARISON_TABLES, "shortcut_nets", "shortcuts"]
+    ],
 ]
 FIGURES_OF["comparison"] = [
     f"{FIGURES}/comparison/{name}.png"
@@ -31,13 +34,27 @@ def compared_classifiers(world):
     )
 
 
-def compared_checkpoints(seed="{seed}"):
-    """The files of all explained classifiers of a training seed."""
+def compared_kinds(world, seed):
+    """The classifiers of a world that are explained in a training seed."""
+    kinds = COMPARISON["worlds"][world]["classifiers"]
+    return [kind for kind, seeds in kinds.items() if int(seed) in seeds]
+
+
+def compared_checkpoints(worlds, seed):
+    """The files of the explained classifiers of a training seed."""
     return [
         f"{compared_classifiers(world)}/{kind}-{seed}.safetensors"
-        for world, settings in COMPARISON["worlds"].items()
-        for kind in settings["classifiers"]
+        for world in worlds
+        for kind in compared_kinds(world, seed)
     ]
+
+
+def compared_worlds(seed):
+    """What every world asks for in a training seed."""
+    return {
+        world: {**settings, "classifiers": compared_kinds(world, seed)}
+        for world, settings in COMPARISON["worlds"].items()
+    }
 
 
 def compared_methods(names):
@@ -92,10 +109,7 @@ def compared_vae(world, seed):
 
 rule comparison_prepare:
     input:
-        lambda wildcards: [
-            f"{compared_classifiers(wildcards.world)}/{kind}-{wildcards.seed}.safetensors"
-            for kind in COMPARISON["worlds"][wildcards.world]["classifiers"]
-        ],
+        lambda wildcards: compared_checkpoints([wildcards.world], wildcards.seed),
         vae=lambda wildcards: [
             vae
             for vae in [compared_vae(wildcards.world, wildcards.seed)]
@@ -110,7 +124,7 @@ rule comparison_prepare:
     priority: 4
     params:
         src=comparison_source("comparison.train", PREPARED_METHODS),
-        kinds=lambda wildcards: COMPARISON["worlds"][wildcards.world]["classifiers"],
+        kinds=lambda wildcards: compared_kinds(wildcards.world, wildcards.seed),
         vae=lambda wildcards: json.dumps(compared_vae(wildcards.world, wildcards.seed)),
         methods=json.dumps(compared_methods(PREPARED_METHODS)),
         checkpoints=lambda wildcards: compared_classifiers(wildcards.world),
@@ -128,7 +142,7 @@ for job in COMPARISON["jobs"]:
         name:
             f"comparison_explain_{name}"
         input:
-            compared_checkpoints(),
+            lambda wildcards: compared_checkpoints(COMPARISON["worlds"], wildcards.seed),
             COMPARED_DATA,
             prepared=[
                 f"{COMPARED}/prepared/{world}-{{seed}}"
@@ -145,7 +159,7 @@ for job in COMPARISON["jobs"]:
         params:
             src=comparison_source("comparison.explain", job),
             methods=json.dumps(compared_methods(job)),
-            worlds=json.dumps(COMPARISON["worlds"]),
+            worlds=lambda wildcards: json.dumps(compared_worlds(wildcards.seed)),
             anchors="--anchors" if job == COMPARISON["jobs"][0] else "",
             checkpoints=COMPARED_FOLDERS,
             prepared=f"{COMPARED}/prepared",
@@ -162,7 +176,7 @@ COMPARED_MEASURES = ["rows", "points", "finals", "cuts", "drawings", "kid", "gat
 
 rule comparison_measure:
     input:
-        compared_checkpoints(),
+        lambda wildcards: compared_checkpoints(COMPARISON["worlds"], wildcards.seed),
         COMPARED_DATA,
         shards=[
             f"{COMPARED}/batches/{job}-{{seed}}.safetensors" for job in COMPARED_JOBS
@@ -283,7 +297,9 @@ rule comparison_verdicts:
 
 rule comparison_sanity:
     input:
-        compared_checkpoints(COMPARISON["sanity"]["seed"]),
+        compared_checkpoints(
+            [COMPARISON["sanity"]["world"]], COMPARISON["sanity"]["seed"]
+        ),
         shards=[
             f"{COMPARED}/batches/{job}-{COMPARISON['sanity']['seed']}.safetensors"
             for job in COMPARED_JOBS
@@ -311,6 +327,49 @@ rule comparison_sanity:
         " --methods {params.methods:q} --shards {input.shards} --checkpoints {params.checkpoints}"
         " --prepared {input.prepared} --splits {params.splits} --level {params.level} --seed {params.seed}"
         " --folder {params.folder} --out {output} 2> >(tee {log} >&2)"
+
+
+rule comparison_zoo:
+    input:
+        key="comparison/zoo.key",
+    output:
+        f"{COMPARED}/zoo.safetensors",
+    log:
+        f"{LOGS}/comparison/zoo.log",
+    priority: 4
+    params:
+        src=digest("comparison.zoo"),
+        recipe=json.dumps(COMPARISON["zoo"]["recipe"]),
+        seal=COMPARISON["zoo"]["seal"],
+    shell:
+        "python -m comparison.zoo --recipe {params.recipe:q} --key {input.key} --seal {params.seal} --out {output}"
+        " 2> >(tee {log} >&2)"
+
+
+rule comparison_shortcuts:
+    input:
+        zoo=rules.comparison_zoo.output,
+        key="comparison/zoo.key",
+    output:
+        [
+            f"{COMPARISON_RESULTS}/tables/{name}.csv"
+            for name in ("shortcut_nets", "shortcuts")
+        ],
+    log:
+        f"{LOGS}/comparison/shortcuts.log",
+    priority: 4
+    params:
+        src=comparison_source("comparison.shortcuts", COMPARISON["methods"]),
+        methods=json.dumps(COMPARISON["methods"]),
+        seal=COMPARISON["zoo"]["seal"],
+        n=COMPARISON["zoo"]["n"],
+        seed=COMPARISON["zoo"]["recipe"]["seed"],
+        level=config["match_at"],
+        folder=f"{COMPARISON_RESULTS}/tables",
+    shell:
+        "python -m comparison.shortcuts --zoo {input.zoo} --methods {params.methods:q} --key {input.key}"
+        " --seal {params.seal} --n {params.n} --level {params.level} --seed {params.seed} --out {params.folder}"
+        " 2> >(tee {log} >&2)"
 
 
 rule comparison_tables:

@@ -101,6 +101,7 @@ def tiny(config: dict) -> dict:
                 "scenes": {"n": 4},
             },
             "sanity": {"n": 2},
+            "zoo": {"recipe": {"images": 100, "epochs": 1}, "n": 2},
             "methods": {
                 "disc": {"settings": {"fit": 10, "steer": 10}},
                 "contrastive": {
@@ -244,6 +245,7 @@ def edited_modules(doors: Doors) -> None:
             "comparison_explain_pixel_ascent",
             "comparison_measure",
             "comparison_sanity",
+            "comparison_shortcuts",
             "comparison_cells",
             "comparison_verdicts",
             "comparison_tables",
