@@ -45,7 +45,7 @@ def audit_table(paths: pd.DataFrame, kid: pd.DataFrame) -> pd.DataFrame:
         means = sets.groupby(["half", "method"])["kid"].mean().unstack("method")
         if set(shown) <= set(means):
             lines.append(_line(world, "kid", shown, means[shown].to_numpy(), -1))
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines, columns=None if lines else ["world", "metric", "name", "right", "pairs"])
 
 
 def ordered_pairs(values: np.ndarray, sign: int) -> np.ndarray:

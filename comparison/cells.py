@@ -16,6 +16,7 @@ from common.matching import At, read_all
 from common.measure import judged, passing_judges
 from common.results import COLUMNS, JUDGES, PANEL, write_rows
 from comparison.effect import mean_gain, mean_gain_reached
+from comparison.measure import FAILED
 
 CELL = ["world", "classifier", "method"]
 PATH = [*CELL, "seed", "image", "source", "target"]
@@ -31,22 +32,23 @@ def horizon(rows: pd.DataFrame) -> pd.Series:
 
 
 def panel_change(table: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
-    """The mean over the trained judges that pass their gate, of `gain_`, `drop_` and `p_`: columns `gain`, `drop` and
-    `p`. The reader of exact twins has no probabilities."""
-    table = table.assign(gain=np.nan, drop=np.nan, p=np.nan)
+    """The mean over the trained judges that pass their gate, of `gain_`, `own_gain_`, `drop_` and `p_`, as far as they
+    are there: columns `gain` ... The reader of exact twins has no probabilities."""
+    kinds = [kind for kind in ("gain", "own_gain", "drop", "p") if f"{kind}_{PANEL[0]}" in table]
+    table = table.assign(**dict.fromkeys(kinds, np.nan))
     for world, mine in table.groupby("world"):
         judges = sorted(passing_judges(gate, world))
-        for kind in ("gain", "drop", "p"):
+        for kind in kinds:
             table.loc[mine.index, kind] = mine[[f"{kind}_{judge}" for judge in judges]].mean(axis=1)
     return table
 
 
 def effects(points: pd.DataFrame, D: pd.Series) -> pd.DataFrame:
-    """Outcome A of every path: `effect`, without interpolation `effect_reached`, against the change of the method's own
-    drawing `effect_own`, and by each judge alone."""
-    failed = points["status"].isin(("diverged", "skipped"))
-    gains = ["gain", *(f"gain_{judge}" for judge in PANEL)]
-    points = points.assign(**{name: points[name].mask(failed, 0.0) for name in gains})
+    """Outcome A of every path: `effect`, without interpolation `effect_reached`, since the method's own drawing
+    `effect_own`, and by each judge alone; `within`, whether an image of the path lies within D at all. Images that
+    failed are left out."""
+    failed = points["status"].isin(FAILED)
+    points = points.assign(**{name: points[name].mask(failed) for name in ("distance", "own_distance")})
     found = []
     for (world, *_), cell in points.groupby(CELL):
         ordered = cell.sort_values([*PATH, "strength"])
@@ -59,20 +61,22 @@ def effects(points: pd.DataFrame, D: pd.Series) -> pd.DataFrame:
         outcome = {
             "effect": mean_gain(d, paths("gain"), D[world]),
             "effect_reached": mean_gain_reached(d, paths("gain"), D[world]),
-            "effect_own": mean_gain(own, paths("gain"), D[world]),
+            "effect_own": mean_gain(own, paths("own_gain"), D[world]),
             **{f"effect_{judge}": mean_gain(d, paths(f"gain_{judge}"), D[world]) for judge in PANEL},
         }
+        outcome["within"] = (d <= D[world]).any(1).astype(float)
         found.append(ordered[PATH].iloc[::size].reset_index(drop=True).assign(**outcome, horizon=D[world]))
     return pd.concat(found, ignore_index=True)
 
 
 def honesty(rows: pd.DataFrame, level: float) -> pd.DataFrame:
-    """Outcome B of every path, `honest`: is its first image at own confidence `level` oracle-valid? Never reached is 0.
-    By each judge alone too; `reached`, and the change at which it was."""
+    """Outcome B of every path, `honest`: is its first image at own confidence `level` oracle-valid? Never reached is 0,
+    and an image that failed reaches nothing. By each judge alone too; `reached`, and the change at which it was."""
     votes = ["oracle_valid", *(f"oracle_{judge}" for judge in JUDGES)]
     found = []
     for cell, mine in rows.groupby(CELL):
-        reached = mine.assign(reached=1.0)
+        confidence = mine["confidence"].mask(mine["status"].isin(FAILED), 0.0)
+        reached = mine.assign(reached=1.0, confidence=confidence)
         tables = read_all(reached, [*votes, "reached", "distance"], At(first_success=level))
         columns = pd.concat({name: table.stack(future_stack=True) for name, table in tables.items()}, axis=1)
         facts = dict(zip(CELL, cell, strict=True))
@@ -88,6 +92,15 @@ def adequacy(drawings: pd.DataFrame) -> pd.DataFrame:
     mine = drawings[drawings["reader"] == "f"]
     lost = mine["accuracy"] - mine["reconstructed"]
     return mine[[*CELL, "seed"]].assign(lost=lost, adequate=(lost <= LOST + 1e-6).astype(float))
+
+
+def second_gate(gate: pd.DataFrame, drawings: pd.DataFrame, enough: pd.DataFrame) -> pd.DataFrame:
+    """The gate, closed to judges that see the label in less than `MIN_RECONSTRUCTED` of the drawings of an adequate
+    generator: who cannot read drawings cannot judge them."""
+    read = drawings.merge(enough[enough["adequate"] == 1], on=[*CELL, "seed"])
+    worst = read.groupby(["world", "reader"])["reconstructed"].min()
+    blind = worst.index[worst < MIN_RECONSTRUCTED - 1e-6]
+    return gate.assign(passes=gate["passes"] & ~pd.MultiIndex.from_frame(gate[["world", "judge"]]).isin(blind))
 
 
 def together(folders: list[Path], name: str) -> pd.DataFrame:
@@ -125,12 +138,15 @@ def main() -> None:
     parser.add_argument("--cost", type=Path, required=True, help="seconds and overhead, which are not deterministic")
     args = parser.parse_args()
     gate, drawn = together(args.measured, "gate"), together(args.measured, "drawings")
+    enough = adequacy(drawn)
+    gate = second_gate(gate, drawn, enough)
     rows = judged(together(args.measured, "rows"), gate)
     points, cuts = (panel_change(together(args.measured, name), gate) for name in ("points", "cuts"))
-    enough = adequacy(drawn)
-    reliance = gate.groupby(["world", "classifier"]).agg(reliance=("reliance_label", "mean")).reset_index()
+    reliance = gate.reindex(columns=["world", "classifier", "reliance_label"]).groupby(["world", "classifier"]).mean()
+    reliance = reliance.rename(columns={"reliance_label": "reliance"}).reset_index()
+    strata = rows[[*PATH, "stratum"]].drop_duplicates(PATH)
     paths = effects(points, horizon(rows))
-    for table in (honesty(rows, args.level), together(args.measured, "finals")):
+    for table in (honesty(rows, args.level), together(args.measured, "finals"), strata):
         shared = [name for name in PATH if name in table]
         paths = paths.merge(table, on=shared, how="left", validate="one_to_one")
     paths = paths.merge(enough, on=[*CELL, "seed"], how="left").fillna({"adequate": 1.0})

@@ -10,15 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import VceError
-from common.explain import CounterfactualBatch, Explainer
+from common.explain import CounterfactualBatch, Explainer, finish
+from common.results import STATUSES
 from common.scales import parse_recipe
 from comparison.bench import Bench
 
 ANCHORS = ("identity", "random", "class-mean", "nearest-real", "twin")  # trivial: they need no idea
+TOLERANCE = 1e-3  # of a distance or confidence that a method says of its own images: kernels differ between batches
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,31 @@ def parse_entries(methods: dict[str, dict]) -> list[Entry]:
     return [parse_recipe(Entry, {"name": name, **fields}) for name, fields in methods.items()]
 
 
-def checked(batch: CounterfactualBatch, images: Tensor, strengths: Sequence[float]) -> CounterfactualBatch:
-    """The batch, when it keeps the contract. Raises VceError with what is wrong: its type, its shape, its range, or a
-    pixel that is no number."""
+def checked(
+    batch: CounterfactualBatch, images: Tensor, target: Tensor, strengths: Sequence[float], f: nn.Module | None
+) -> CounterfactualBatch:
+    """The batch, when it keeps the contract. Raises VceError with what is wrong: its type, its shape, a status that has
+    no name, a pixel that is no number or outside of [0, 1], a distance that is not that of its images, or a confidence
+    that is not the answer of `f` to them (None: the method answers for a classifier of its own)."""
     if not isinstance(batch, CounterfactualBatch):
         raise VceError(f"returned a {type(batch).__name__}, not a CounterfactualBatch")
     expected = (len(images), len(strengths), *images.shape[1:])
     if tuple(batch.images.shape) != expected:
         raise VceError(f"returned images of shape {tuple(batch.images.shape)}, not {expected}")
+    if not np.isin(batch.status, STATUSES).all():
+        raise VceError(f"returned a status that is none of {', '.join(STATUSES)}")
     if not torch.isfinite(batch.images).all():
         raise VceError("returned pixels that are no numbers; a sample that diverged keeps its last finite image")
     low, high = batch.images.min().item(), batch.images.max().item()
     if low < 0 or high > 1:
         raise VceError(f"returned pixels from {low:.3g} to {high:.3g}, outside of [0, 1]")
+    read = finish(images, batch.images, target, classifier=f, strengths=strengths) if f else batch
+    distance = (batch.images - images[:, None]).abs().flatten(2).mean(2)
+    for name, found, own in (
+        ("a distance", distance, batch.distance),
+        ("a confidence", read.confidence, batch.confidence),
+    ):
+        off = (found - own).abs().max().item()
+        if not off <= TOLERANCE:
+            raise VceError(f"returned {name} that is {off:.3g} off what is read of its images")
     return batch

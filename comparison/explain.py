@@ -52,15 +52,17 @@ def explain_all(
                 pairs.images, pairs.labels, target, classifier=bench.classifier, rng=rng, strengths=strengths,
                 callback=progress,
             )  # fmt: skip
-            batches[entry.name] = checked(batch, pairs.images, strengths)
-        except VceError as error:
-            refused[entry.name] = str(error)
+            f = None if entry.own else bench.classifier
+            batches[entry.name] = checked(batch, pairs.images, target, strengths, f)
+            facts = entry.facts(bench, pairs.images)
+        except Exception as error:  # whatever a stranger's method does, the others are explained
+            refused[entry.name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             continue
         seconds = time.perf_counter() - start
         # one path serves all thresholds; radii are runs of their own
         forward = batch.forward.sum(1) if entry.each_strength else batch.forward.max(1).values
         spent = {"method": entry.name, "seconds": seconds, "evaluations": int(forward.sum())}
-        cost.append({**spent, "facts": entry.facts(bench, pairs.images)})
+        cost.append({**spent, "facts": facts | {"gradient evaluations per image": int(forward.sum()) / len(target)}})
     return batches, cost, refused
 
 

@@ -30,13 +30,18 @@ def outcomes(table: pd.DataFrame) -> plt.Figure:
     """A and B of every method and classifier, with 95 % intervals over images; what is trivial is grey, and † marks a
     method that answers for a classifier of its own."""
     cells = _cells(table)
+    if not cells:
+        figure, axis = plt.subplots(figsize=(5, 1))
+        axis.set_axis_off()
+        axis.text(0, 0.5, "no explained classifier relies on its target factor")
+        return figure
     rows = _ordered(table["method"])
     height = 0.3 * len(rows) + 0.9
     figure, axes = plt.subplots(len(cells), 2, figsize=(10.5, height * len(cells)), sharey=True, squeeze=False)
     for line, (world, classifier) in zip(axes, cells, strict=True):
         here = table[(table["world"] == world) & (table["classifier"] == classifier)].set_index("method")
         for axis, (metric, text) in zip(line, OUTCOMES.items(), strict=True):
-            shown = [name for name in rows if name in here.index and "no target" not in str(here.loc[name, "mark"])]
+            shown = [name for name in rows if name in here.index and here[metric].notna()[name]]
             place = [rows.index(name) for name in shown]
             found = here.loc[shown]
             colours = ["0.55" if name in ANCHORS else "C0" for name in shown]
@@ -104,9 +109,12 @@ def areas(table: pd.DataFrame) -> plt.Figure:
 
 def audit(table: pd.DataFrame) -> plt.Figure:
     """In how many pairs of twin, nearest real image, adversarial image and nothing a metric puts the better first."""
-    worlds = list(dict.fromkeys(table["world"]))
+    worlds = list(dict.fromkeys(table["world"])) if len(table) else ["no plain net was explained"]
     figure, axes = plt.subplots(1, len(worlds), figsize=(5.4 * len(worlds), 4.4), squeeze=False)
     for axis, world in zip(axes[0], worlds, strict=True):
+        if table.empty:
+            axis.set(title=world)
+            continue
         mine = table[table["world"] == world].sort_values("right", kind="stable")
         error = [(mine["right"] - mine["low"]).clip(lower=0), (mine["high"] - mine["right"]).clip(lower=0)]
         pairs = mine["pairs"].iloc[0]

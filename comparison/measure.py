@@ -23,12 +23,14 @@ from common.errors import VceError, one_line_errors
 from common.explain import CounterfactualBatch
 from common.files import atomic_path
 from common.judged_world import World
+from common.matching import ROUNDING
 from common.measure import by_strength, judge_accuracy, measure_shard, oracle_gate
 from common.metrics import ground_truth, perturbation
 from common.metrics.im1 import ClassAutoencoders, load_autoencoders
 from common.progress import Progress
 from comparison.entries import ANCHORS
 
+FAILED = ("diverged", "skipped")  # an image that is not the method's answer
 TABLES = ("rows", "points", "finals", "cuts", "drawings", "kid", "gate")
 READ = ("accuracy", "reconstructed")  # of what a reader sees: in originals, and in a method's drawings of them
 AREAS = (0.05, 0.1, 0.2, 0.3, 0.4)  # of the image, at which methods without a target are compared
@@ -79,44 +81,53 @@ class Readers:
         self.shard, self.networks = shard, networks
         self.before = {name: probabilities(network, originals) for name, network in networks.items()}
 
-    def changes(self, images: Tensor) -> dict[str, np.ndarray]:
+    def changes(self, images: Tensor, start: Tensor | None = None) -> dict[str, np.ndarray]:
         """Of S·N images, N of each strength in turn, by reader: its probability of the target, `p_`; by how much that
-        rose, `gain_`; and by how much that of the source fell, `drop_`."""
+        rose, `gain_`, and since the N images of `start`, `own_gain_`; by how much that of the source fell, `drop_`."""
         s, found = len(images) // len(self.shard.ids), {}
         for name, network in self.networks.items():
             after, before = probabilities(network, images), self.before[name].repeat(s, 1)
             for kind, label, sign in (("gain", self.shard.target, 1), ("drop", self.shard.source, -1)):
                 rows = label.repeat(s)[:, None]
                 found[f"{kind}_{name}"] = sign * (after - before).gather(1, rows)[:, 0].numpy()
-            found[f"p_{name}"] = after.gather(1, self.shard.target.repeat(s)[:, None])[:, 0].numpy()
+            p = after.gather(1, self.shard.target.repeat(s)[:, None])[:, 0]
+            found[f"p_{name}"] = p.numpy()
+            if start is not None:
+                own = probabilities(network, start).gather(1, self.shard.target[:, None])[:, 0]
+                found[f"own_gain_{name}"] = (p - own.repeat(s)).numpy()
         return found
 
 
-def points(shard: Shard, readers: Readers) -> pd.DataFrame:
-    """Every image of every path: `own_distance`, the mean change of the method's own reconstruction, and what readers
-    see. An image that is not the method's own work any more (diverged) has changed nothing."""
+def points(shard: Shard, readers: Readers, originals: Tensor) -> pd.DataFrame:
+    """Every image of every path: what readers see, and `own_distance` and `own_gain_`, since the method's own
+    reconstruction where it starts from one."""
     frames = []
     for method, batch in shard.batches.items():
         s, facts = len(batch.strengths), {"method": method}
-        seen = readers.changes(by_strength(batch.images))
+        start = originals if batch.reference is None else batch.reference
+        seen = readers.changes(by_strength(batch.images), start)
         facts |= {"strength": np.repeat(np.array(batch.strengths, dtype=float), len(shard.ids))}
         facts |= {"distance": by_strength(batch.distance).numpy(), "status": batch.status.T.ravel()}
-        start = batch.reference  # what the method's own change starts from, where that is not the original
-        own = batch.distance if start is None else (batch.images - start[:, None]).abs().flatten(2).mean(2)
+        own = (batch.images - start[:, None]).abs().flatten(2).mean(2)
         frames.append(pd.DataFrame({**keys_of(shard, s), **facts, "own_distance": by_strength(own).numpy(), **seen}))
     return pd.concat(frames, ignore_index=True)
 
 
 def handed_out(method: str, batch: CounterfactualBatch, level: float) -> Tensor:
-    """The image N×C×H×W that somebody gets who asks for one: the first success of a path, else its end; of what is
-    trivial the end, the whole way to the twin."""
-    return batch.images[:, -1] if method in ANCHORS else batch.at(batch.first_success(level))
+    """The image N×C×H×W that somebody gets who asks for one: the first success of a path, else the last image that did
+    not fail, else the last; of what is trivial the end, the whole way to the twin."""
+    if method in ANCHORS:
+        return batch.images[:, -1]
+    sound = torch.from_numpy(~np.isin(batch.status, FAILED))
+    success = sound & (batch.confidence >= level - ROUNDING)
+    last = torch.where(sound.any(1), sound.shape[1] - 1 - sound.flip(1).int().argmax(1), sound.shape[1] - 1)
+    return batch.at(torch.where(success.any(1), success.int().argmax(1), last))
 
 
 def finals(shard: Shard, readers: Readers, originals: datasets.Images, world: Judged, level: float) -> pd.DataFrame:
     """The usual metrics of what every path hands out, and on rendered worlds G1, the twin error; G2, the progress π_j
-    along every factor j; G3, the average precision of |x′ − x| (of a map, where the method draws one) for the mask of
-    what the twin changes, whose area is chance."""
+    along every factor j; G3, the average precision of |x′ − x| (of a map, where the method draws one) for the mask of a
+    face's attribute, or of the object of a scene, whose area is chance."""
     changed = {}
     if datasets.world(shard.world).rendered:
         changed = datasets.interventions(shard.world, shard.ids, shard.target)
@@ -153,12 +164,12 @@ def localisation(shown: Tensor, masks: Tensor) -> dict[str, list[float] | np.nda
     return {"precision": precision, "area": inside.mean(1)}
 
 
-def cuts(shard: Shard, readers: Readers, originals: Tensor, level: float) -> pd.DataFrame:
+def cuts(shard: Shard, readers: Readers, originals: Tensor, level: float, untargeted: list[str]) -> pd.DataFrame:
     """The untargeted table: what every path hands out keeps its most changed pixels alone, so many that they make each
-    of `AREAS`; a method that draws a map has areas for strengths, and is taken as it is."""
+    of `AREAS`; the `untargeted` methods have areas for strengths, and are taken as they are."""
     frames, size = [], originals[0, 0].numel()
     for method, batch in shard.batches.items():
-        if batch.saliency is not None:
+        if method in untargeted:
             areas, images = batch.strengths, by_strength(batch.images)
         else:
             whole, areas = handed_out(method, batch, level), AREAS
@@ -202,6 +213,7 @@ def main() -> None:
     parser.add_argument("--autoencoders", nargs="*", default=[], help="WORLD=FILE of class autoencoders, for IM1")
     parser.add_argument("--splits", type=Path, required=True, help="folder of the split tables")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of data files")
+    parser.add_argument("--untargeted", nargs="*", default=[], help="methods whose strengths are areas")
     parser.add_argument("--level", type=float, required=True, help="own confidence of a success")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of rows, points, finals ... .parquet")
@@ -221,9 +233,9 @@ def main() -> None:
             f = load_checkpoint(folders[shard.world] / f"{shard.classifier}-{args.seed}.safetensors")
             readers = Readers(shard, {"f": f, **world.panel.judges}, originals.images)
             tables["rows"].append(measure_shard(shard, world.panel, args.data))
-            tables["points"].append(points(shard, readers))
+            tables["points"].append(points(shard, readers, originals.images))
             tables["finals"].append(finals(shard, readers, originals, world, args.level))
-            tables["cuts"].append(cuts(shard, readers, originals.images, args.level))
+            tables["cuts"].append(cuts(shard, readers, originals.images, args.level, args.untargeted))
             tables["drawings"].append(drawings(shard, readers))
             tables["kid"].append(realism(shard, world, args.level))
             judges = judge_accuracy(world.panel, world.pairs)

@@ -147,7 +147,6 @@ for job in COMPARISON["jobs"]:
             prepared=[
                 f"{COMPARED}/prepared/{world}-{{seed}}"
                 for world in COMPARISON["worlds"]
-                if set(job) & set(PREPARED_METHODS)
             ],
             splits=[f"{SPLITS}/{world}.parquet" for world in COMPARISON["worlds"]],
         output:
@@ -208,11 +207,16 @@ rule comparison_measure:
         ],
         splits=SPLITS,
         level=config["match_at"],
+        untargeted=[
+            name
+            for name, method in COMPARISON["methods"].items()
+            if method.get("untargeted")
+        ],
         folder=f"{COMPARED}/measured/{{seed}}",
     shell:
         "python -m comparison.measure --shards {input.shards} --checkpoints {params.checkpoints}"
         " --oracles {params.oracles} --autoencoders {params.autoencoders} --splits {params.splits}"
-        " --level {params.level} --seed {wildcards.seed} --out {params.folder} 2> >(tee {log} >&2)"
+        " --untargeted {params.untargeted} --level {params.level} --seed {wildcards.seed} --out {params.folder} 2> >(tee {log} >&2)"
 
 
 rule comparison_cells:
@@ -269,6 +273,7 @@ rule comparison_verdicts:
             {
                 "scale": scale,
                 "seeds": config["seeds"],
+                "split_seed": config["split_seed"],
                 "splits": {
                     world: config["splits"][world] for world in COMPARISON["worlds"]
                 },
@@ -276,15 +281,35 @@ rule comparison_verdicts:
                     world: config["oracles"][world] for world in COMPARISON["worlds"]
                 },
                 "match_at": config["match_at"],
+                "classifiers": {
+                    world: config["classifiers"][world]
+                    for world in COMPARISON["worlds"]
+                    if world not in COMPARISON["classifiers"]
+                },
+                "vae": {
+                    settings["vae"]: config["vae"][settings["vae"]]
+                    for settings in COMPARISON["worlds"].values()
+                    if isinstance(settings.get("vae"), str)
+                },
+                "autoencoders": config["autoencoders"],
                 "comparison": COMPARISON,
-                "metrics": [digest("comparison.measure"), digest("comparison.cells")],
+                "metrics": [
+                    digest(f"comparison.{module}")
+                    for module in ("measure", "cells", "sanity", "shortcuts")
+                ],
                 "judgement": digest("comparison.verdicts"),
                 "explaining": comparison_source(
                     "comparison.explain", COMPARISON["methods"]
                 ),
                 "training": [
-                    digest("comparison.train"),
-                    digest("common.classifiers.train"),
+                    digest(module)
+                    for module in (
+                        "comparison.train",
+                        "comparison.zoo",
+                        "common.classifiers.train",
+                        "common.generators.train",
+                        "common.metrics.im1",
+                    )
                 ],
             }
         ),
@@ -308,6 +333,7 @@ rule comparison_sanity:
         splits=f"{SPLITS}/{COMPARISON['sanity']['world']}.parquet",
     output:
         f"{COMPARISON_RESULTS}/sanity.parquet",
+        folder=directory(f"{COMPARED}/sanity"),
     log:
         f"{LOGS}/comparison/sanity.log",
     priority: 4
@@ -319,14 +345,13 @@ rule comparison_sanity:
         seed=COMPARISON["sanity"]["seed"],
         methods=json.dumps(COMPARISON["methods"]),
         checkpoints=compared_classifiers(COMPARISON["sanity"]["world"]),
-        folder=f"{COMPARED}/sanity",
         splits=SPLITS,
         level=config["match_at"],
     shell:
         "python -m comparison.sanity --world {params.world} --kind {params.kind} --n {params.n}"
         " --methods {params.methods:q} --shards {input.shards} --checkpoints {params.checkpoints}"
         " --prepared {input.prepared} --splits {params.splits} --level {params.level} --seed {params.seed}"
-        " --folder {params.folder} --out {output} 2> >(tee {log} >&2)"
+        " --folder {output.folder} --out {output[0]} 2> >(tee {log} >&2)"
 
 
 rule comparison_zoo:

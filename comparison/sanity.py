@@ -35,6 +35,7 @@ from comparison.entries import Entry, checked, parse_entries
 from comparison.measure import handed_out, localisation, merged
 
 KNOWING_NOTHING = ("untrained", "shuffled")
+OTHER = 3000  # added to the seed: f itself began with the weights and the batches of its own
 
 
 def knowing_nothing(
@@ -43,13 +44,13 @@ def knowing_nothing(
     """f with new random weights, `untrained`, or trained from them on its images with permuted labels, `shuffled`."""
     net = deepcopy(classifier).requires_grad_(True)
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + OTHER)
         for module in net.network.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         labels = training.labels[torch.randperm(len(training.labels))]
     if how == "shuffled":
-        train(net, training.images, labels, recipe, seed)
+        train(net, training.images, labels, recipe, seed + OTHER)
     return net.eval().requires_grad_(False)
 
 
@@ -61,7 +62,7 @@ def explained(
     found = entry.explainer(bench)(
         pairs.images, pairs.labels, target, classifier=bench.classifier, rng=rng, strengths=strengths, callback=callback
     )
-    return checked(found, pairs.images, strengths)
+    return checked(found, pairs.images, target, strengths, None if entry.own else bench.classifier)
 
 
 def towards_twin(batch: CounterfactualBatch, images: Tensor, pairs: datasets.Images, twin: Tensor) -> dict:
@@ -83,7 +84,8 @@ def way_back(
     of the label at the end of the way."""
     start = replace(pairs, images=images, labels=target)
     back = handed_out(entry.name, explained(entry, bench, start, pairs.labels, callback), level)
-    left = (back - pairs.images).flatten(1).norm(dim=1) / (images - pairs.images).flatten(1).norm(dim=1)
+    went = (images - pairs.images).flatten(1).norm(dim=1)
+    left = (back - pairs.images).flatten(1).norm(dim=1) / torch.where(went > 0, went, torch.nan)
     with torch.no_grad():
         p = bench.classifier(back).softmax(1).gather(1, pairs.labels[:, None])[:, 0]
     return {"left": left.numpy(), "back": p.numpy()}

@@ -26,7 +26,7 @@ from comparison.bench import Bench, answers
 from comparison.entries import Entry, checked, parse_entries
 from comparison.measure import handed_out
 from comparison.zoo import CLEAN, load_zoo, open_key
-from papers.svce.discovery import auroc_test, control_alignment, cue_alignment, overlay_effect
+from papers.svce.discovery import auroc_test, control_alignment, cue_alignment, overlay_effect, overlay_sites
 
 SOURCE, TARGET = 1, cues.CARRIER
 WORLD = "zoo"  # under this name an entry has its strengths
@@ -46,9 +46,8 @@ def start_images(n: int, first: int = 0) -> datasets.Images:
 def reliance(net: Classifier, images: datasets.Images, seed: int) -> dict[str, float]:
     """Of every cue: how much more often the net sees class 0 with it than with its control patch, or plainly."""
     target, found = torch.full((len(images.ids),), TARGET), {}
-    draw = Streams(seed, images.ids, (0,) * len(images.ids)).uniform((), "overlay")
     for name in cues.CUES:
-        site = (draw * len(cues.find(name).places)).long()
+        site = overlay_sites(name, images.ids, seed)
         with_cue, control, plain = overlay_effect(net, images.images, name, target, site)
         found[name] = (with_cue.float().mean() - torch.maximum(control.float().mean(), plain.float().mean())).item()
     return found
@@ -65,7 +64,8 @@ def evidence(
         images.images, images.labels, target, classifier=net, strengths=strengths, callback=callback,
         rng=Streams(seed, images.ids, tuple(target.tolist())),
     )  # fmt: skip
-    delta = handed_out(entry.name, checked(batch, images.images, strengths), level) - images.images
+    batch = checked(batch, images.images, target, strengths, None if entry.own else net)
+    delta = handed_out(entry.name, batch, level) - images.images
     return {
         cue: (cue_alignment(delta, images.images, cue) - control_alignment(delta, images.images, cue).clamp_min(0))
         .mean()
@@ -75,21 +75,22 @@ def evidence(
 
 
 def score_table(nets: pd.DataFrame, methods: list[str], truth: dict[str, str]) -> pd.DataFrame:
-    """By method, for nets that everybody knows and for sealed ones: AUROC of its evidence, planted against clean, with
-    the one-sided permutation p-value, and how many planted nets lie above all clean ones. A planted net that does not
-    rely on its cue (below `RELIES`) counts for nothing: there is no shortcut to find."""
+    """By method, for nets that everybody knows, for those of each cue among them, and for sealed ones: AUROC of its
+    evidence, planted against clean, with the one-sided permutation p-value, and how many planted nets lie above all
+    clean ones. A planted net that does not rely on its cue (below `RELIES`) counts for nothing: there is no shortcut to
+    find."""
+    cue, sealed = nets["net"].map(truth), nets["net"].str.startswith("sealed")
+    relies = np.array([name == "" or nets[f"reliance_{name}"].iloc[k] >= RELIES for k, name in enumerate(cue)])
+    groups = {"known": ~sealed} | {name: ~sealed & cue.isin(["", name]) for name in cues.CUES} | {"sealed": sealed}
     lines = []
-    for sealed in (False, True):
-        mine = nets[nets["net"].str.startswith("sealed") == sealed]
-        cue = mine["net"].map(truth)
-        relies = np.array([mine[f"reliance_{name}"].iloc[k] >= RELIES if name else True for k, name in enumerate(cue)])
+    for group, mine in groups.items():
         for method in methods:
-            value = mine[f"evidence_{method}"]
-            planted, clean = value[(cue != "").to_numpy() & relies], value[(cue == "").to_numpy()]
+            value = nets[f"evidence_{method}"]
+            planted, clean = value[mine & (cue != "") & relies].dropna(), value[mine & (cue == "")].dropna()
             auroc, p = auroc_test(planted.to_numpy(), clean.to_numpy())
             above = int((planted > clean.max()).sum()) if len(clean) else 0
-            facts = {"method": method, "nets": "sealed" if sealed else "known", "planted": len(planted)}
-            lines.append({**facts, "clean": len(clean), "auroc": auroc, "p": p, "above_all_clean": above})
+            facts = {"method": method, "nets": group, "planted": len(planted), "clean": len(clean)}
+            lines.append({**facts, "auroc": auroc, "p": p, "above_all_clean": above})
     return pd.DataFrame(lines)
 
 
@@ -113,7 +114,11 @@ def main() -> None:
             line = {"net": name, "sees_class_1": (answers(net, held.images) == held.labels).float().mean().item()}
             line |= {f"reliance_{cue}": value for cue, value in reliance(net, held, args.seed).items()}
             for entry in entries:
-                found = evidence(entry, net, shown, args.seed, args.level, progress)
+                try:
+                    found = evidence(entry, net, shown, args.seed, args.level, progress)
+                except Exception as error:  # whatever a stranger's method does, the others are scored
+                    print(f"refused {name}/{entry.name}: {type(error).__name__}: {error}")
+                    found = {"": np.nan}
                 line |= {f"evidence_{entry.name}": max(found.values()), f"cue_{entry.name}": max(found, key=found.get)}
                 progress.advance()
             lines.append(line)

@@ -17,25 +17,31 @@ from common.files import write_atomic
 from common.results import JUDGES, PANEL
 from common.statistics import paired_bootstrap
 from common.tables import kid_intervals, summary
+from common.verdicts import relied_on
 from comparison.audit import audit_table
 from comparison.cells import CELL
 from comparison.entries import Entry, parse_entries
 
 OUTCOMES = [
-    "effect", "effect_reached", "effect_own", *(f"effect_{judge}" for judge in PANEL), "honest",
-    *(f"honest_{judge}" for judge in JUDGES), "reached", "change", "precision", "area", "twin_error",
+    "effect", "effect_reached", "effect_own", "within", *(f"effect_{judge}" for judge in PANEL), "honest",
+    *(f"honest_{judge}" for judge in JUDGES), "valid", "reached", "change", "precision", "area", "twin_error",
     "progress_label", "l1", "l2", "hoyer", "gini", "im1",
 ]  # fmt: skip
 CAUSE, NO_CAUSE, SHOWN = 0.5, 0.05, 0.1  # reliance of a cause and of none; progress along a factor that is shown (G2)
 
 
 def outcome_table(paths: pd.DataFrame, entries: dict[str, Entry]) -> pd.DataFrame:
-    """A and B of every method with their intervals, and what stands beside them; `mark` says what a cell is not: a
-    method that explains a classifier of its own, one without a target, a generator that costs f too much."""
-    metrics = [name for name in OUTCOMES if name in paths]
-    table = summary(paths, CELL, metrics)
+    """A and B of every method with their intervals, and what stands beside them, of classifiers that rely on the target
+    factor. Training seeds whose generator costs f too much are not scored, and `adequate` says in which share they are;
+    `mark` what a cell is not: a method without a target, one that explains a classifier of its own."""
     share = paths.groupby(CELL)["adequate"].mean().rename("adequate").reset_index()
-    return table.merge(share, on=CELL).assign(mark=lambda found: found.apply(_mark, axis=1, entries=entries))
+    scored = relied_on(paths[paths["adequate"] == 1], paths, "reliance")
+    table = summary(scored, CELL, [name for name in OUTCOMES if name in paths]).merge(share, on=CELL, how="left")
+    for name, entry in entries.items():
+        if entry.untargeted:
+            off = [column for column in table if column.startswith(("effect", "honest", "reached", "valid"))]
+            table.loc[table["method"] == name, off] = np.nan
+    return table.assign(mark=table.apply(_mark, axis=1, entries=entries))
 
 
 def _mark(line: pd.Series, entries: dict[str, Entry]) -> str:
@@ -46,7 +52,7 @@ def _mark(line: pd.Series, entries: dict[str, Entry]) -> str:
     if entry and entry.own:
         said.append("B of its own classifier")
     if line["adequate"] < 1:
-        said.append(f"generator adequate in {line['adequate']:.0%} of paths")
+        said.append(f"generator adequate in {line['adequate']:.0%} of training seeds")
     return "; ".join(said)
 
 

@@ -3,8 +3,8 @@
 
 python -m comparison.verdicts --claims C.yaml --results DIR --protocol '{...}' --level 0.9
 
-A test is `supported` or `contradicted` only where the 95 % interval says so, all training seeds agree, and the p-value
-of its sign-flip permutation test, adjusted over the whole family, is below .05.
+A test is `supported` or `contradicted` only where the 95 % interval says so (and, for support, all training seeds) and
+the p-value of its sign-flip permutation test, adjusted over the whole family, is below .05.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.claims import Claims, judge, load_claims, rules_hash
+from common.claims import Claims, Outcome, judge, load_claims, rules_hash
 from common.errors import VceError, one_line_errors
 from common.files import sha256, write_atomic
 from common.matching import read, select
@@ -40,33 +40,48 @@ def family(claims: Claims) -> list[tuple[str, int]]:
 
 
 def p_values(claims: Claims, paths: pd.DataFrame) -> pd.DataFrame:
-    """The sign-flip p-value of every primary test, on per-image differences averaged over training seeds, and Holm's
-    adjustment. A test without rows has none and does not count."""
+    """The sign-flip p-value of every primary test, on per-image differences averaged over the training seeds that pass
+    its gate, and Holm's adjustment. A test without such rows has none and does not count."""
     lines = []
     for name, k in family(claims):
         test = claims.claims[name].tests[k]
-        a, b = (read(select(paths, where), test.metric, test.at) for where in (test.a, test.b))
-        differences = (a - b).mean().to_numpy()
-        p = sign_flip(differences) if np.isfinite(differences).any() else np.nan
+        cells = [select(paths, where) for where in (test.a, test.b)]
+        if test.gate:  # as common.claims.run_test leaves seeds out
+            passing = cells[0].groupby("seed")[test.gate].min()
+            cells = [cell[cell["seed"].isin(passing.index[passing == 1])] for cell in cells]
+        p = np.nan
+        if all(len(cell) for cell in cells):
+            a, b = (read(cell, test.metric, test.at) for cell in cells)
+            differences = (a - b).mean().to_numpy()
+            p = sign_flip(differences) if np.isfinite(differences).any() else np.nan
         lines.append({"claim": name, "test": test.name, "p": p})
     table = pd.DataFrame(lines)
-    tested = table["p"].notna()
+    there = table["p"].notna()
     table["adjusted"] = np.nan
-    table.loc[tested, "adjusted"] = holm(table.loc[tested, "p"].to_numpy())
+    table.loc[there, "adjusted"] = holm(table.loc[there, "p"].to_numpy())
     return table
 
 
+def kept(verdict: str, p: float) -> str:
+    """What is left of a verdict whose test has the adjusted p-value: `inconclusive` where it is not below `ALPHA`."""
+    return "inconclusive" if np.isfinite(p) and p >= ALPHA and verdict != "not tested" else verdict
+
+
 def adjusted(verdicts: dict[str, dict], p: pd.DataFrame) -> dict[str, dict]:
-    """The verdicts, inconclusive where the adjusted p-value of their primary test is not below `ALPHA`."""
-    found = {}
+    """The verdicts by claim, as far as the adjusted p-value of their primary test keeps them; the note has it."""
+    values, found = p.set_index("claim")["adjusted"], {}
     for name, verdict in verdicts.items():
-        value = float(p.set_index("claim").loc[name, "adjusted"])
-        note, said = verdict["note"], verdict["verdict"]
-        if np.isfinite(value):
-            note = "; ".join(filter(None, [f"adjusted p {value:.4f}", note]))
-            said = said if value < ALPHA or said == "not tested" else "inconclusive"
-        found[name] = {**verdict, "verdict": said, "note": note}
+        value = values.get(name, np.nan)
+        note = "; ".join(filter(None, [f"adjusted p {value:.4f}" if np.isfinite(value) else "", verdict["note"]]))
+        found[name] = {**verdict, "verdict": kept(verdict["verdict"], value), "note": note}
     return found
+
+
+def with_p_values(outcomes: list[Outcome], p: pd.DataFrame) -> pd.DataFrame:
+    """Every test with its p-values; `verdict` is what they keep of `unadjusted`, that of the interval."""
+    table = pd.DataFrame([outcome.model_dump() for outcome in outcomes]).merge(p, on=["claim", "test"], how="left")
+    said = [kept(verdict, value) for verdict, value in zip(table["verdict"], table["adjusted"], strict=True)]
+    return table.assign(unadjusted=table["verdict"], verdict=said)
 
 
 @one_line_errors
@@ -81,14 +96,15 @@ def main() -> None:
     relied = relied_on(paths, paths, "reliance")
     verdicts, outcomes = judge(claims, {"paths": relied})
     p = p_values(claims, relied)
-    rows = pd.read_parquet(args.results / "rows.parquet")
+    everything = pd.read_parquet(args.results / "rows.parquet")
+    rows = relied_on(everything, paths[["world", "classifier", "reliance"]], "reliance")
     tables = {
         "tests": pd.DataFrame([outcome.model_dump() for outcome in outcomes]).merge(
             p, on=["claim", "test"], how="left"
         ),
         "methods": method_table(rows, args.level),
-        "strengths": strength_table(rows),
-        "statuses": status_table(rows),
+        "strengths": strength_table(everything),
+        "statuses": status_table(everything),
     }
     for name, table in tables.items():
         write_atomic(args.results / "tables" / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))

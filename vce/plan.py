@@ -44,6 +44,7 @@ COMPARED = 150  # passes of all baselines per latent and label
 RENDERED_PASS_SECONDS = 0.0004  # a rendered face through decoder and classifiers, one core (measured)
 GAN_TRAINED, GAN_LABELLED = 25, 58  # of those a face of the GAN counts as: there and back, and under eight transforms
 COMPARISON_PASS_SECONDS = 0.0005  # of the comparison: generator or classifier, one core (measured, all jobs together)
+CUES, SEALED = 3, 8  # of the zoo
 LATENT_STEPS = 20  # of Clarity's search there, on average
 CURVE, MAP_PASSES = 14, 40  # in-filled images per map and judging in-fill, and for all other measures
 
@@ -281,12 +282,23 @@ def _comparison_passes(rule: str, comparison: dict, splits: dict) -> int:
     if rule == "comparison_prepare":
         passes = 0
         for world, settings in worlds.items():
-            vae = settings["vae"]
-            passes += 0 if isinstance(vae, str) else vae["images"] * vae["epochs"]
+            vae = settings.get("vae")
+            passes += vae["images"] * vae["epochs"] if isinstance(vae, dict) else 0
             recipes = [method["prepare"].get(world, {}) for method in methods.values() if "prepare" in method]
+            passes += sum(INFILL_BATCH * recipe["steps"] for recipe in recipes if "steps" in recipe)
             shifts = [recipe["shift"] for recipe in recipes if "shift" in recipe]
             passes += sum(len(settings["classifiers"]) * _shift_passes(world, shift) for shift in shifts)
         return passes // len(worlds)
+    zoo, sanity = comparison["zoo"], comparison["sanity"]
+    nets = zoo["recipe"]["clean"] + CUES * zoo["recipe"]["planted"] + SEALED
+    if rule == "comparison_zoo":
+        return nets * zoo["recipe"]["images"] * zoo["recipe"]["epochs"]
+    if rule == "comparison_shortcuts":
+        shown = [method for method in methods.values() if "zoo" in method["strengths"]]
+        return nets * zoo["n"] * sum(_method_passes(method, "zoo") for method in shown)
+    if rule == "comparison_sanity":  # two nets that know nothing, and the way back
+        shown = [method for method in methods.values() if sanity["world"] in method["strengths"]]
+        return 3 * sanity["n"] * sum(_method_passes(method, sanity["world"]) for method in shown)
     for job in comparison["jobs"]:
         if rule == rule_of("comparison_explain", job[:1]):
             return sum(

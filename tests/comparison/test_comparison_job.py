@@ -2,6 +2,7 @@
 that is one file and one entry, and methods that break the contract."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,8 @@ def explainer(bench, sharpness):
 '''
 BROKEN = '''"""Breaks the contract as its setting says."""
 
+from dataclasses import replace
+
 import torch
 
 from common.explain import finish
@@ -52,13 +55,22 @@ def explainer(bench, how):
         if how == "shape":
             paths = paths[..., :-1]
             images = images[..., :-1]
+        if how == "error":
+            raise RuntimeError("no such" + chr(10) + "thing")
         batch = finish(images, paths, target, classifier=classifier, strengths=strengths)
         if how == "nan":
             batch.images[0, 0, 0, 0, 0] = torch.nan
+        if how == "distance":
+            batch = replace(batch, distance=batch.distance + 0.1)
+        if how == "confidence":
+            batch = replace(batch, log_confidence=batch.log_confidence * 0)
+        if how == "status":
+            batch.status[0, 0] = "fine"
         return batch if how != "type" else paths
 
     return explain
 '''
+WAYS = ("range", "shape", "nan", "type", "error", "distance", "confidence", "status")
 STRENGTHS = {
     "pixel-ascent": [0.4, 3.2], "svce": [0.8, 6.4], "disc": [0.5, 0.9], "clarity": [0.5, 0.9],
     "clarity-to-f": [0.5, 0.9], "contrastive": [0.5, 1.0], "fido": [0.05, 0.1, 0.2, 0.3, 0.4],
@@ -90,7 +102,7 @@ def methods():
     toy = {"module": "toy_method", "strengths": {WORLD: [0.5, 1.0]}, "settings": {"sharpness": 1.0}}
     broken = {
         f"broken-{how}": {"module": "broken_method", "strengths": {WORLD: [1.0]}, "settings": {"how": how}}
-        for how in ("range", "shape", "nan", "type")
+        for how in WAYS
     }
     return found | {"toy": toy} | broken
 
@@ -129,11 +141,14 @@ def made(tmp_path_factory):
         )  # fmt: skip
     run(
         patch, measure, "--shards", folder / "first.safetensors", folder / "second.safetensors", "--checkpoints",
-        *where, "--oracles", folder / "judges", "--level", 0.9, "--out", folder / "measured", *shared,
+        *where, "--oracles", folder / "judges", "--untargeted", "fido", "--level", 0.9, "--out", folder / "measured",
+        *shared,
     )  # fmt: skip
-    # judges of so few images pass no gate: here they all do
+    # judges, nets and generators of so few images pass no gate: here they all do
     gate = pd.read_parquet(folder / "measured" / "gate.parquet")
-    gate.assign(passes=True).to_parquet(folder / "measured" / "gate.parquet")
+    gate.assign(passes=True, reliance_label=1.0).to_parquet(folder / "measured" / "gate.parquet")
+    drawn = pd.read_parquet(folder / "measured" / "drawings.parquet")
+    drawn.assign(reconstructed=1.0).to_parquet(folder / "measured" / "drawings.parquet")
     results = folder / "results"
     costs = [folder / f"{job}.cost.json" for job in ("first", "second")]
     run(
@@ -177,9 +192,11 @@ def test_every_method_and_anchor_is_measured_and_five_methods_are_there(outcomes
 
 def test_methods_that_break_the_contract_are_refused_with_a_reason_and_the_rest_is_built(made, outcomes):
     refused = pd.read_csv(made / "results" / "tables" / "refused.csv").set_index("cell")["reason"]
-    assert len(refused) == 8 and not any("broken" in method for _, method in outcomes.index)
-    reasons = {how: refused[f"{WORLD}/l2at/broken-{how}"] for how in ("range", "shape", "nan", "type")}
+    assert len(refused) == 2 * len(WAYS) and not any("broken" in method for _, method in outcomes.index)
+    reasons = {how: refused[f"{WORLD}/l2at/broken-{how}"] for how in WAYS}
     assert "outside of [0, 1]" in reasons["range"] and "no numbers" in reasons["nan"]
+    assert reasons["error"] == "RuntimeError: no such thing" and "none of ok" in reasons["status"]
+    assert "a distance that is 0.1 off" in reasons["distance"] and "a confidence" in reasons["confidence"]
     assert "shape" in reasons["shape"] and "not a CounterfactualBatch" in reasons["type"]
 
 
@@ -236,6 +253,27 @@ def test_every_rule_has_a_verdict_and_judges_what_exists(made):
     found = {name: claim["verdict"] for name, claim in report["claims"].items()}
     assert {found[f"C{k}"] for k in range(11, 21)} == {"not tested"}  # no digits here
     assert all(claim["n"] == N for name, claim in report["claims"].items() if int(name[1:]) <= 10 and claim["n"])
+
+
+def test_what_no_classifier_relies_on_is_in_no_targeted_table(made, monkeypatch, tmp_path):
+    """And the figures say so instead of failing."""
+    shutil.copytree(made / "results", tmp_path / "results")
+    path = tmp_path / "results" / "paths.parquet"
+    pd.read_parquet(path).assign(reliance=0.5).to_parquet(path)
+    every = json.dumps(methods())
+    run(
+        monkeypatch,
+        tables,
+        "--results",
+        tmp_path / "results",
+        "--methods",
+        every,
+        "--out",
+        tmp_path / "results" / "tables",
+    )
+    assert pd.read_csv(tmp_path / "results" / "tables" / "outcomes.csv").empty
+    run(monkeypatch, figures, "--results", tmp_path / "results", "--out", tmp_path)
+    assert (tmp_path / "outcomes.png").is_file()
 
 
 def test_figures_are_drawn(made, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """What methods of the comparison do with the papers' functions: conditions, answers, latents between images."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,8 @@ from torch import nn
 from common.batches import Shard
 from common.data.datasets import Images
 from common.explain import Streams, finish
-from comparison.cells import adequacy, panel_change
-from comparison.measure import Readers, finals, localisation
+from comparison.cells import adequacy, panel_change, second_gate
+from comparison.measure import Readers, finals, handed_out, localisation
 from comparison.methods.clarity import mixed, read_by
 from comparison.methods.contrastive import Classes, wanted
 from papers.contrastive.labels import Labels
@@ -105,6 +106,43 @@ def test_gains_and_drops_are_differences_of_probabilities():
         assert seen["gain_f"][row] == pytest.approx(float(after[t] - before[t]), abs=1e-6)
         assert seen["drop_f"][row] == pytest.approx(float(before[c] - after[c]), abs=1e-6)
         assert seen["p_f"][row] == pytest.approx(float(after[t]), abs=1e-6)
+
+
+def test_who_asks_for_one_image_gets_the_first_success_that_did_not_fail():
+    x = images(3)
+    paths = torch.stack([x, x / 2, x / 4], 1)
+    batch = finish(x, paths, torch.zeros(3, dtype=torch.long), classifier=Reads(3), strengths=(1.0, 2.0, 3.0))
+    confidence = torch.tensor([[0.95, 0.95, 0.95], [0.1, 0.95, 0.2], [0.1, 0.2, 0.3]])
+    status = np.array([["diverged", "ok", "ok"], ["ok", "diverged", "ok"], ["ok", "ok", "diverged"]])
+    batch = replace(batch, log_confidence=confidence.log(), status=status)
+    assert torch.equal(handed_out("mine", batch, 0.9), torch.stack([paths[0, 1], paths[1, 2], paths[2, 1]]))
+    assert torch.equal(handed_out("twin", batch, 0.9), paths[:, -1])  # of what is trivial the end
+
+
+def test_gains_of_a_drawing_are_counted_from_the_drawing():
+    f = Reads(10, shape=(1, 28, 28))
+    f.weight /= 20
+    x, shard = shard_of_digits(f)
+    start = (x + 0.3).clamp(0, 1)
+    flat = shard.batches["mine"].images.transpose(0, 1).flatten(0, 1)
+    seen = Readers(shard, {"f": f}, x).changes(flat, start)
+    rows = shard.target.repeat(2)[:, None]
+    before = f(start).softmax(1).repeat(2, 1).gather(1, rows)[:, 0]
+    expected = f(flat).softmax(1).gather(1, rows)[:, 0] - before
+    np.testing.assert_allclose(seen["own_gain_f"], expected, atol=1e-6)
+
+
+def test_judges_that_cannot_read_the_drawings_of_an_adequate_generator_have_no_vote():
+    gate = pd.DataFrame({"world": "w", "judge": ["augmented", "svm", "l2at"], "passes": [True, True, False]})
+    facts = {"world": "w", "classifier": "f", "seed": 0, "accuracy": 1.0}
+    drawn = pd.DataFrame(
+        [
+            {**facts, "method": method, "reader": reader, "reconstructed": value}
+            for method, values in {"good": (0.95, 0.8, 0.95, 0.95), "bad": (0.1, 0.99, 0.99, 0.2)}.items()
+            for reader, value in zip(("augmented", "svm", "l2at", "f"), values, strict=True)
+        ]
+    )
+    assert second_gate(gate, drawn, adequacy(drawn))["passes"].tolist() == [True, False, False]
 
 
 def test_a_world_without_masks_has_no_place():

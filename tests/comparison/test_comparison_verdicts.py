@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from common.claims import judge, load_claims
 from common.errors import VceError
 from common.statistics import sign_flip
-from comparison.verdicts import ALPHA, adjusted, family, p_values
+from comparison.verdicts import ALPHA, adjusted, family, p_values, with_p_values
 
 RULES = load_claims(Path("comparison/claims.yaml"))
 METHODS = ("pixel-ascent", "svce", "disc", "clarity", "clarity-to-f", "contrastive")
@@ -88,6 +88,28 @@ def test_a_generator_that_is_inadequate_is_not_scored():
     table = paths({"contrastive": 0.1})
     table.loc[table["method"] == "contrastive", "adequate"] = 0.0
     assert said(table, "contrastive") == {"not tested"}
+    p = p_values(RULES, table)
+    assert p["p"].isna().sum() == 4 and p["adjusted"].notna().sum() == 16  # they leave the family too
+
+
+def test_one_seed_whose_generator_is_inadequate_leaves_interval_and_p_value_alike():
+    table = paths({"contrastive": 0.1})
+    out = (table["method"] == "contrastive") & (table["seed"] == 2)
+    table.loc[out, "adequate"] = 0.0
+    mean = table[table["seed"] < 2].groupby(["world", "method", "image"])["effect"].mean().unstack("image")
+    differences = mean.loc[("mnist", "contrastive")] - mean.loc[("mnist", "pixel-ascent")]
+    p = p_values(RULES, table).set_index("test")["p"]
+    assert p["contrastive effect mnist"] == sign_flip(differences.to_numpy())
+
+
+def test_table_and_verdicts_say_the_same_and_keep_what_the_interval_said():
+    table = paths({"svce": 0.012})
+    found, outcomes = judge(RULES, {"paths": table})
+    p = p_values(RULES, table)
+    p["adjusted"] = 0.2  # as in a larger family
+    shown = with_p_values(outcomes, p).set_index("claim")
+    assert (shown["unadjusted"] == "supported").any() and not (shown["verdict"] == "supported").any()
+    assert {claim["verdict"] for claim in adjusted(found, p).values()} == set(shown["verdict"])
 
 
 def test_a_method_that_is_missing_is_not_tested_and_leaves_the_family():

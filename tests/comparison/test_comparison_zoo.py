@@ -80,7 +80,7 @@ def test_a_detector_that_is_blind_has_an_auroc_of_a_half():
 
 def test_a_planted_net_that_does_not_rely_on_its_cue_has_no_shortcut_to_find():
     found = shortcuts.score_table(table(dict.fromkeys(TRUTH, 0.3), reliance=0.1), ["m"], TRUTH)
-    assert found["planted"].tolist() == [0, 0] and found["auroc"].isna().all()
+    assert not found["planted"].any() and found["auroc"].isna().all()
 
 
 def test_nets_are_named_by_what_they_saw_and_sealed_ones_are_not():
@@ -131,7 +131,7 @@ def test_what_a_sealed_net_saw_is_told_nowhere(trained):
 def test_every_method_is_scored_on_both_kinds_of_nets(trained):
     found = pd.read_csv(trained / "shortcuts.csv")
     assert set(map(tuple, found[["method", "nets"]].to_numpy())) == {
-        (method, nets) for method in ("pixel-ascent", "svce") for nets in ("known", "sealed")
+        (method, nets) for method in ("pixel-ascent", "svce") for nets in ("known", *cues.CUES, "sealed")
     }
     assert np.isfinite(found.loc[found["nets"] == "known", "auroc"]).all()
 

@@ -53,6 +53,16 @@ def test_padding_a_path_changes_nothing(path):
         np.testing.assert_allclose(outcome(*padded, D), outcome(*path, D))
 
 
+def test_an_image_that_failed_is_none_of_its_path_and_a_path_without_images_is_worth_nothing():
+    """One failure more at the end, however near to the original, takes nothing away."""
+    sound = np.array([[0.004, 0.012]]), np.array([[0.2, 0.9]])
+    failed = np.array([[0.004, 0.012, np.nan]]), np.array([[0.2, 0.9, 0.0]])
+    nothing = np.full((1, 3), np.nan), np.zeros((1, 3))
+    for outcome in (mean_gain, mean_gain_reached):
+        assert outcome(*failed, D) == pytest.approx(outcome(*sound, D))
+        assert outcome(*nothing, D).tolist() == [0.0]
+
+
 def test_what_no_judge_saw_has_no_effect():
     """A panel without a judge says nothing, which is not the same as no gain."""
     distance, gain = np.array([[0.01, 0.03]] * 2), np.array([[0.5, 0.6], [np.nan, np.nan]])

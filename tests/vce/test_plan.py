@@ -1,5 +1,7 @@
 """The plan: passes counted by hand, and every rule of the workflow priced."""
 
+from pathlib import Path
+
 import pytest
 
 from common.errors import VceError
@@ -117,6 +119,7 @@ def test_passes_of_fido_by_hand():
 
 def test_passes_of_the_comparison_by_hand():
     shift = {"shift": {"steps": 5, "batch_size": 4}}
+    painter = {"architecture": "unet", "steps": 2}
     config = {
         "splits": {"w": {"systems": 100}},
         "comparison": {
@@ -124,21 +127,36 @@ def test_passes_of_the_comparison_by_hand():
             "worlds": {
                 "w": {"classifiers": ["standard", "l2at"], "n": 10, "vae": {"images": 50, "epochs": 3}},
                 "v": {"classifiers": ["l2at"], "n": 7, "vae": "v"},
+                "u": {"classifiers": ["l2at"], "n": 3},
             },
             "methods": {
-                "ascent": {"settings": {"iterations": 9}, "strengths": {"w": [1, 2], "v": [1]}},
+                "ascent": {"settings": {"iterations": 9}, "strengths": {"w": [1, 2], "v": [1], "zoo": [1, 2, 3]}},
                 "inversion": {"settings": {"fit": 20, "steer": 10}, "strengths": {"w": [0.9]}},
-                "maps": {"settings": {"steps": 6, "masks": 4}, "strengths": {"v": [0.1]}},
+                "maps": {"settings": {"steps": 6, "masks": 4}, "strengths": {"v": [0.1]}, "prepare": {"u": painter}},
                 "shift": {"strengths": {"w": [1], "v": [1]}, "prepare": {"w": shift, "v": shift}},
             },
             "jobs": [["ascent", "inversion"], ["maps", "shift"]],
+            "zoo": {"recipe": {"clean": 2, "planted": 4, "images": 6, "epochs": 5}, "n": 2},
+            "sanity": {"world": "w", "n": 4},
         },
     }
     assert passes_of("comparison_classifiers", config) == 100 * (2 + 3 * 3)
-    assert passes_of("comparison_prepare", config) == (50 * 3 + 2 * 20 + 20) // 2
+    assert passes_of("comparison_prepare", config) == (50 * 3 + 2 * 20 + 20 + 2 * planning.INFILL_BATCH) // 3
     assert passes_of("comparison_explain_ascent", config) == 20 * 20 + 7 * 10 + 20 * 30
     assert passes_of("comparison_explain_maps", config) == 7 * 24 + (20 + 7) * planning.LATENT_STEPS
+    nets = 2 + 4 * planning.CUES + planning.SEALED
+    assert passes_of("comparison_zoo", config) == nets * 30
+    assert passes_of("comparison_shortcuts", config) == nets * 2 * 30
+    assert passes_of("comparison_sanity", config) == 3 * 4 * (20 + 30 + planning.LATENT_STEPS)
     assert passes_of("comparison_cells", config) == 0
+
+
+def test_the_zoo_has_as_many_cues_and_sealed_nets_as_the_plan_says():
+    from common.data.cues import CUES
+    from comparison.zoo import open_key
+
+    seal = load_scale("cpu")["comparison"]["zoo"]["seal"]
+    assert (len(CUES), len(open_key(Path("comparison/zoo.key"), seal))) == (planning.CUES, planning.SEALED)
 
 
 def test_passes_of_the_contrastive_method_by_hand():
@@ -216,6 +234,7 @@ def test_every_heavy_rule_of_a_scale_has_passes():
         heavy |= rule in ("infiller", "fido_photos", "contrastive_world", "contrastive_sweep")
         heavy |= rule.startswith(("contrastive_train_", "contrastive_measure_"))
         heavy |= rule in ("comparison_classifiers", "comparison_prepare") or rule.startswith("comparison_explain_")
+        heavy |= rule in ("comparison_zoo", "comparison_shortcuts", "comparison_sanity")
         assert (passes_of(rule, config) > 0) == heavy, rule
 
 
