@@ -99,9 +99,7 @@ def main() -> None:
     everything = pd.read_parquet(args.results / "rows.parquet")
     rows = relied_on(everything, paths[["world", "classifier", "reliance"]], "reliance")
     tables = {
-        "tests": pd.DataFrame([outcome.model_dump() for outcome in outcomes]).merge(
-            p, on=["claim", "test"], how="left"
-        ),
+        "tests": with_p_values(outcomes, p),
         "methods": method_table(rows, args.level),
         "strengths": strength_table(everything),
         "statuses": status_table(everything),

@@ -255,6 +255,15 @@ def test_every_rule_has_a_verdict_and_judges_what_exists(made):
     assert all(claim["n"] == N for name, claim in report["claims"].items() if int(name[1:]) <= 10 and claim["n"])
 
 
+def test_the_table_of_tests_says_what_the_claims_say(made):
+    shown = pd.read_csv(made / "results" / "tables" / "tests.csv").set_index("claim")
+    report = json.loads((made / "results" / "claims.json").read_text())["claims"]
+    assert {"p", "adjusted", "unadjusted"} <= set(shown)
+    for name, claim in report.items():
+        strong = shown.loc[name, "verdict"] in ("contradicted", "inconclusive", "not tested")
+        assert claim["verdict"] == (shown.loc[name, "verdict"] if strong else "partly")  # few images: at most partly
+
+
 def test_what_no_classifier_relies_on_is_in_no_targeted_table(made, monkeypatch, tmp_path):
     """And the figures say so instead of failing."""
     shutil.copytree(made / "results", tmp_path / "results")
