@@ -4,6 +4,7 @@ python -m comparison.figures --results DIR --out DIR
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -26,15 +27,19 @@ def _cells(table: pd.DataFrame) -> list[tuple[str, str]]:
     return list(table[["world", "classifier"]].drop_duplicates().itertuples(index=False, name=None))
 
 
+def _nothing() -> plt.Figure:
+    figure, axis = plt.subplots(figsize=(5, 1))
+    axis.set_axis_off()
+    axis.text(0, 0.5, "no explained classifier relies on its target factor")
+    return figure
+
+
 def outcomes(table: pd.DataFrame) -> plt.Figure:
     """A and B of every method and classifier, with 95 % intervals over images; what is trivial is grey, and † marks a
     method that answers for a classifier of its own."""
     cells = _cells(table)
     if not cells:
-        figure, axis = plt.subplots(figsize=(5, 1))
-        axis.set_axis_off()
-        axis.text(0, 0.5, "no explained classifier relies on its target factor")
-        return figure
+        return _nothing()
     rows = _ordered(table["method"])
     height = 0.3 * len(rows) + 0.9
     figure, axes = plt.subplots(len(cells), 2, figsize=(10.5, height * len(cells)), sharey=True, squeeze=False)
@@ -56,54 +61,59 @@ def outcomes(table: pd.DataFrame) -> plt.Figure:
     return figure
 
 
+def _looks(methods: pd.Series) -> dict[str, dict]:
+    """The look of every method, the same in all axes of a figure; what is trivial is grey, each with its own mark."""
+    looks = {}
+    for k, name in enumerate(_ordered(methods)):
+        trivial = {"color": "0.6", "ls": ":", "marker": dict(zip(ANCHORS, "osv^x", strict=True)).get(name)}
+        looks[name] = {**(trivial if name in ANCHORS else {"color": f"C{k}", "marker": "o"}), "ms": 4, "label": name}
+    return looks
+
+
+def _legend(figure: plt.Figure, axes: Iterable[plt.Axes]) -> None:
+    """One legend below all axes, a line for every method that any of them shows."""
+    found = [axis.get_legend_handles_labels() for axis in axes]
+    named = {label: line for lines, labels in found for line, label in zip(lines, labels, strict=True)}
+    figure.legend(named.values(), named, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=6)
+
+
 def paths(points: pd.DataFrame, horizon: pd.Series) -> plt.Figure:
     """The mean of every method's path: how far judges go with it, against the change of the image. The line is D, up to
     which outcome A counts."""
-    cells = _cells(points)
+    cells, looks = _cells(points), _looks(points["method"])
+    if not cells:
+        return _nothing()
     figure, axes = plt.subplots(1, len(cells), figsize=(5.2 * len(cells), 4.2), squeeze=False)
     for axis, (world, classifier) in zip(axes[0], cells, strict=True):
         here = points[(points["world"] == world) & (points["classifier"] == classifier)]
-        for k, method in enumerate(_ordered(here["method"])):
+        for method in _ordered(here["method"]):
             mean = here[here["method"] == method].groupby("strength")[["distance", "gain"]].mean()
-            trivial = method in ANCHORS
-            style_of = (
-                {"color": "0.6", "ls": ":", "marker": "osv^x"[ANCHORS.index(method)]} if trivial else {"color": f"C{k}"}
-            )
-            axis.plot([0, *mean["distance"]], [0, *mean["gain"]], ms=4, **{"marker": "o", **style_of}, label=method)
+            axis.plot([0, *mean["distance"]], [0, *mean["gain"]], **looks[method])
         axis.axvline(horizon[world], color="0.3", lw=0.8)
         axis.set(title=f"{world}, {classifier}", xlabel="mean |x′ − x|", ylabel="gain of the judges' p(target)")
-        axis.set_xlim(0, 4 * horizon[world])
+        farthest = here.groupby(["method", "strength"])["distance"].mean().max()
+        axis.set_xlim(0, min(4 * horizon[world], 1.05 * farthest))
     figure.tight_layout()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=6)
+    _legend(figure, axes[0])
     return figure
 
 
 def areas(table: pd.DataFrame) -> plt.Figure:
     """Without a target: by how much the probability of the class that was seen falls, in f (above) and in the judges
     (below), where only so much of the image may change."""
-    cells = _cells(table)
+    cells, looks = _cells(table), _looks(table["method"])
     figure, axes = plt.subplots(2, len(cells), figsize=(5.2 * len(cells), 6), sharex=True, sharey="row", squeeze=False)
     for column, (world, classifier) in zip(axes.T, cells, strict=True):
         here = table[(table["world"] == world) & (table["classifier"] == classifier)]
         for axis, (metric, who) in zip(column, {"drop_f": "f", "drop": "judges"}.items(), strict=True):
-            for k, method in enumerate(_ordered(here["method"])):
+            for method in _ordered(here["method"]):
                 mine = here[here["method"] == method].sort_values("area")
-                colour = {"color": "0.6", "ls": ":"} if method in ANCHORS else {"color": f"C{k}"}
-                axis.errorbar(
-                    mine["area"],
-                    mine[metric],
-                    error_bars(mine, metric),
-                    capsize=2,
-                    marker="o",
-                    ms=3,
-                    label=method,
-                    **colour,
-                )
+                axis.errorbar(mine["area"], mine[metric], error_bars(mine, metric), capsize=2, **looks[method])
             axis.set_ylabel(f"fall of p(source), {who}")
         column[0].set_title(f"{world}, {classifier}")
         column[1].set_xlabel("share of the pixels that change")
     figure.tight_layout()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=6)
+    _legend(figure, axes[0])
     return figure
 
 
@@ -137,9 +147,11 @@ def main() -> None:
     files = {name: args.results / "tables" / f"{name}.csv" for name in ("outcomes", "areas", "audit")}
     files |= {name: args.results / f"{name}.parquet" for name in ("points", "paths")}
     horizon = pd.read_parquet(files["paths"]).groupby("world")["horizon"].first()
+    found, points = pd.read_csv(files["outcomes"]), pd.read_parquet(files["points"])
+    targeted = points[points["method"].isin(found.loc[found["effect"].notna(), "method"])]
     drawn = {
-        "outcomes": (outcomes(pd.read_csv(files["outcomes"])), [files["outcomes"]]),
-        "paths": (paths(pd.read_parquet(files["points"]), horizon), [files["points"], files["paths"]]),
+        "outcomes": (outcomes(found), [files["outcomes"]]),
+        "paths": (paths(targeted, horizon), [files["points"], files["paths"], files["outcomes"]]),
         "areas": (areas(pd.read_csv(files["areas"])), [files["areas"]]),
         "audit": (audit(pd.read_csv(files["audit"])), [files["audit"]]),
     }

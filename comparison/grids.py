@@ -15,15 +15,17 @@ from common.figures import difference_map, drawn_rows, image_grid, picture, save
 from common.files import sha256
 from comparison.measure import merged
 
-ROWS = 3  # images of each world and classifier
+ROWS = 3  # images of each world
 LAST = ("nearest-real", "twin")  # trivial, but worth a look
 HIDDEN = ("identity", "random", "class-mean")
 
 
 def side_by_side(shards: list[Shard], level: float, data: Path) -> plt.Figure:
-    """Images drawn by seed and not by hand; under each method what it changed."""
+    """Images drawn by seed and not by hand, for the first classifier of every world; under each method what it
+    changed."""
     rows, labels = [], []
-    for shard in shards:
+    firsts = {shard.world: shard for shard in reversed(shards)}
+    for shard in (shard for shard in shards if firsts[shard.world] is shard):
         originals = datasets.load_ids(shard.world, shard.ids, data)
         names = datasets.world(shard.world).class_names
         methods = [name for name in shard.batches if name not in (*HIDDEN, *LAST)]

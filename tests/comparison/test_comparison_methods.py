@@ -13,6 +13,7 @@ from common.batches import Shard
 from common.data.datasets import Images
 from common.explain import Streams, finish
 from comparison.cells import adequacy, panel_change, second_gate
+from comparison.figures import areas
 from comparison.measure import Readers, finals, handed_out, localisation
 from comparison.methods.clarity import mixed, read_by
 from comparison.methods.contrastive import Classes, wanted
@@ -179,3 +180,21 @@ def test_a_generator_is_adequate_up_to_ten_points():
          "accuracy": [1.0, 1.0, 1.0], "reconstructed": [0.9, 0.89, 0.1]}
     )  # fmt: skip
     assert adequacy(drawn).set_index("method")["adequate"].to_dict() == {"a": 1.0, "b": 0.0}
+
+
+def test_a_method_looks_the_same_in_every_axes_of_a_figure():
+    """Worlds hold different methods: colours must not follow the order within a world."""
+    rows = [
+        {"world": world, "classifier": "f", "method": method, "area": area, "drop_f": 0.5, "drop": 0.5}
+        for world, methods in {"a": ("one", "two", "three", "twin"), "b": ("three", "twin")}.items()
+        for method in methods
+        for area in (0.1, 0.2)
+    ]
+    table = pd.DataFrame(rows).assign(drop_f_low=0.4, drop_f_high=0.6, drop_low=0.4, drop_high=0.6)
+    figure = areas(table)
+    shown = [
+        {label: bars[0].get_color() for bars, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        for axis in figure.axes
+    ]
+    assert shown[0] == shown[2] and shown[1] == {name: shown[0][name] for name in ("three", "twin")}
+    assert len(set(shown[0].values())) == 4
