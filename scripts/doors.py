@@ -239,6 +239,8 @@ def edited_modules(doors: Doors) -> None:
             "fido_verdicts",
             "contrastive_verdicts",
             "comparison_verdicts",
+            "comparison_tables",
+            "comparison_figures",
             "verdict_figure",
         },
         "comparison/methods/svce.py": {
@@ -270,7 +272,8 @@ def edited_modules(doors: Doors) -> None:
     opened(
         "through DVC the edited module rebuilds too",
         sorted(jobs)
-        == [f"{part}_verdicts" for part in ("clarity", "comparison", "contrastive", "disc", "fido", "svce")],
+        == ["clarity_verdicts", "comparison_tables"]
+        + [f"{part}_verdicts" for part in ("comparison", "contrastive", "disc", "fido", "svce")],
         jobs,
     )
     file.write_text(text)  # the verdicts name the code that judged, so the same bits need the same code
