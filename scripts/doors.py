@@ -104,9 +104,8 @@ def tiny(config: dict) -> dict:
             "zoo": {"recipe": {"images": 100, "epochs": 1}, "n": 2},
             "methods": {
                 "disc": {"settings": {"fit": 10, "steer": 10}},
-                "contrastive": {
-                    "prepare": {world: {"shift": {"steps": 10}} for world in config["comparison"]["worlds"]}
-                },
+                "contrastive": {"prepare": {world: {"shift": {"steps": 10}} for world in ("faces-smile", "mnist")}},
+                "fido": {"prepare": {world: {"steps": 10} for world in ("faces-smile", "scenes")}},
             },
         },
     }
