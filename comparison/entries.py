@@ -1,11 +1,13 @@
 """The methods of the comparison: one entry of the config file and one module each.
 
 The module has `explainer(bench, **settings)`, which returns the contract function of `common.explain`. It may have
-`prepare(benches, progress, **recipe)`, which trains what it needs for all classifiers of one world and seed, and
-`facts(bench, images, **settings)`, numbers to know beside its results.
+`prepare(benches, progress, **recipe)`, which trains what it needs for all classifiers of one world and seed (`SHARED`
+says that this is the same for every classifier), and `facts(bench, images, **settings)`, numbers to know beside its
+results.
 """
 
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -62,9 +64,20 @@ class Entry:
         module = self.load()
         return module.facts(bench, images, **self.settings) if hasattr(module, "facts") else {}
 
+    @property
+    def shared(self) -> bool:
+        """What it trains is the same for every classifier."""
+        return getattr(self.load(), "SHARED", False)
+
     def prepare_all(self, benches: list[Bench], progress: Callable[[], None]) -> None:
-        """Train what it needs for all classifiers of one world and seed."""
-        self.load().prepare(benches, progress, **self.prepare[benches[0].world])
+        """Train what it needs for all classifiers of one world and seed. Raises VceError for a recipe that it does not
+        know."""
+        recipe, train = self.prepare[benches[0].world], self.load().prepare
+        try:
+            inspect.signature(train).bind(benches, progress, **recipe)
+        except TypeError as error:
+            raise VceError(f"method {self.name}: {error} in its recipe; mend `prepare` in config/") from error
+        train(benches, progress, **recipe)
 
 
 def parse_entries(methods: dict[str, dict]) -> list[Entry]:

@@ -137,11 +137,10 @@ def main() -> None:
                 found |= way_back(entry, f, pairs, images, target, args.level, progress)
             note("f", entry, found)
             progress.advance()
-        args.folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(f.file("vae"), args.folder)
+        shutil.copytree(f.folder, args.folder, dirs_exist_ok=True)
         nets = [replace(net, folder=args.folder) for net in nets]
         for entry in entries:
-            if args.world in entry.prepare:
+            if args.world in entry.prepare and not entry.shared:
                 entry.prepare_all(nets, lambda: progress({}))
         for net in nets:
             for entry in entries:

@@ -13,6 +13,7 @@ from papers.fido.explain import explain
 from papers.fido.method import Settings
 
 WINDOW = 5  # of the local mean, pixels
+SHARED = True  # an in-painting net knows the images of a world and no classifier
 
 
 def prepare(benches: list[Bench], progress: Callable[[], None], **recipe) -> None:

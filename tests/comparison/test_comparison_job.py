@@ -3,6 +3,7 @@ that is one file and one entry, and methods that break the contract."""
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -331,6 +332,21 @@ def test_a_method_that_is_not_there_is_one_line(fields, says):
     (entry,) = parse_entries({"mine": fields})
     with pytest.raises(VceError, match=says):
         entry.load()
+
+
+def test_a_recipe_that_a_method_does_not_know_is_one_line():
+    (entry,) = parse_entries(
+        {"mine": {"module": "comparison.methods.clarity", "strengths": {}, "prepare": {WORLD: {"members": 2}}}}
+    )
+    with pytest.raises(VceError, match="mine: missing a required argument: 'epochs' in its recipe; mend `prepare`"):
+        entry.prepare_all([SimpleNamespace(world=WORLD)], lambda: None)
+
+
+def test_what_no_classifier_changes_is_not_trained_again(made):
+    """The nets that know nothing get the in-painting net of f's world, and shifts of their own."""
+    prepared, again = made / "prepared" / f"{WORLD}-{SEED}", made / "sanity"
+    assert (prepared / "infill.safetensors").read_bytes() == (again / "infill.safetensors").read_bytes()
+    assert {f"{how}-shift.safetensors" for how in sanity.KNOWING_NOTHING} <= {path.name for path in again.iterdir()}
 
 
 def test_an_unknown_field_of_an_entry_is_one_line():
