@@ -41,6 +41,7 @@ def outcomes(table: pd.DataFrame) -> plt.Figure:
     if not cells:
         return _nothing()
     rows = _ordered(table["method"])
+    own = set(table.loc[table["mark"].fillna("").str.contains("own classifier"), "method"])
     height = 0.3 * len(rows) + 0.9
     figure, axes = plt.subplots(len(cells), 2, figsize=(10.5, height * len(cells)), sharey=True, squeeze=False)
     for line, (world, classifier) in zip(axes, cells, strict=True):
@@ -54,8 +55,9 @@ def outcomes(table: pd.DataFrame) -> plt.Figure:
             axis.scatter(found[metric], place, c=colours, zorder=3)
             axis.axvline(0, color="0.3", lw=0.8)
             axis.set(title=f"{world}, {classifier}: {text}", yticks=range(len(rows)))
-            marked = [f"{name} †" if "own classifier" in str(here["mark"].get(name)) else name for name in rows]
-            axis.set_yticklabels(marked)
+            for gap in set(range(len(rows))) - set(place):
+                axis.text(0.06, gap, "n/a", transform=axis.get_yaxis_transform(), fontsize=7, color="0.5", va="center")
+    axes[0, 0].set_yticklabels([f"{name} †" if name in own else name for name in rows])  # all axes share them
     axes[0, 0].invert_yaxis()
     figure.tight_layout()
     return figure

@@ -13,7 +13,7 @@ from common.batches import Shard
 from common.data.datasets import Images
 from common.explain import Streams, finish
 from comparison.cells import adequacy, panel_change, second_gate
-from comparison.figures import areas
+from comparison.figures import areas, outcomes
 from comparison.measure import Readers, finals, handed_out, localisation
 from comparison.methods.clarity import mixed, read_by
 from comparison.methods.contrastive import Classes, wanted
@@ -198,3 +198,16 @@ def test_a_method_looks_the_same_in_every_axes_of_a_figure():
     ]
     assert shown[0] == shown[2] and shown[1] == {name: shown[0][name] for name in ("three", "twin")}
     assert len(set(shown[0].values())) == 4
+
+
+def test_who_answers_for_itself_is_marked_whatever_the_last_world_holds_and_gaps_are_not_silent():
+    facts = {"classifier": "f", "effect": 0.1, "honest": 0.2, "mark": ""}
+    rows = [
+        {**facts, "world": "a", "method": "own", "mark": "B of its own classifier"},
+        {**facts, "world": "a", "method": "twin"},
+        {**facts, "world": "b", "method": "twin"},
+    ]
+    bounds = {f"{name}_{end}": value for name, value in (("effect", 0.1), ("honest", 0.2)) for end in ("low", "high")}
+    figure = outcomes(pd.DataFrame(rows).assign(**bounds))
+    assert all([label.get_text() for label in axis.get_yticklabels()] == ["own †", "twin"] for axis in figure.axes[::2])
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes] == [[], [], ["n/a"], ["n/a"]]
