@@ -15,7 +15,6 @@ from scipy.stats import kendalltau
 from common.errors import one_line_errors
 from common.files import write_atomic
 from common.results import JUDGES, PANEL
-from common.statistics import paired_bootstrap
 from common.tables import kid_intervals, summary
 from common.verdicts import relied_on
 from comparison.audit import audit_table
@@ -64,21 +63,14 @@ def area_table(cuts: pd.DataFrame) -> pd.DataFrame:
 def reliance_table(paths: pd.DataFrame, gate: pd.DataFrame) -> pd.DataFrame:
     """G2: of every factor j the reliance R_j of f, P(f flips | do(j)), and how far a method went along it, mean |π_j|
     with its interval over images."""
-    factors = [name.removeprefix("reliance_") for name in gate if name.startswith("reliance_")]
-    relied = gate.groupby(["world", "classifier"])[[f"reliance_{factor}" for factor in factors]].mean()
-    lines = []
-    for cell, mine in paths.groupby(CELL):
-        for factor in factors:
-            progress = mine[f"progress_{factor}"].abs()
-            if progress.replace(np.inf, np.nan).notna().any():
-                by_image = progress.replace(np.inf, np.nan).groupby(mine["image"]).mean()
-                found = paired_bootstrap(by_image.to_numpy())
-                numbers = {"n": found.n, "progress": found.mean, "progress_low": found.low, "progress_high": found.high}
-                facts = dict(zip(CELL, cell, strict=True))
-                lines.append(
-                    {**facts, "factor": factor, "reliance": relied.loc[cell[:2], f"reliance_{factor}"], **numbers}
-                )
-    return pd.DataFrame(lines)
+    relied = gate.groupby(["world", "classifier"]).mean(numeric_only=True).filter(like="reliance_")
+    relied = relied.rename(columns=lambda name: name.removeprefix("reliance_")).rename_axis(columns="factor")
+    columns = [name for name in paths if name.startswith("progress_")]
+    went = paths.melt([*CELL, "seed", "image"], columns, "factor", "progress")
+    went["factor"] = went["factor"].str.removeprefix("progress_")
+    went["progress"] = went["progress"].abs().replace(np.inf, np.nan)  # a factor that does not show in an image
+    table = summary(went.dropna(subset="progress"), [*CELL, "factor"], ["progress"])
+    return table.merge(relied.stack().rename("reliance").reset_index(), on=["world", "classifier", "factor"])
 
 
 def cause_table(reliance: pd.DataFrame) -> pd.DataFrame:
@@ -98,21 +90,12 @@ def sanity_table(sanity: pd.DataFrame) -> pd.DataFrame:
     """G5: how far a method goes towards the twin for f and for nets that know nothing, and by how much less it does
     there (`drop`, per image, with its interval); of f also the way back: what is `left` of the change, and f's
     probability of where it came from (`back`)."""
-    keys, lines = ["world", "method"], []
-    for cell, mine in sanity.groupby(keys):
-        by_image = mine.pivot(index="image", columns="how", values="progress")
-        for how, part in mine.groupby("how"):
-            line = {**dict(zip(keys, cell, strict=True)), "how": how, "n": part["image"].nunique()}
-            numbers = {name: part[name].to_numpy(float) for name in ("progress", "twin_error", "precision", "change")}
-            if how == "f":
-                numbers |= {name: part[name].to_numpy(float) for name in ("left", "back")}
-            else:
-                numbers["drop"] = (by_image["f"] - by_image[how]).to_numpy()
-            for name, values in numbers.items():
-                found = paired_bootstrap(values)
-                line |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
-            lines.append(line)
-    return pd.DataFrame(lines)
+    keys = ["world", "method", "image"]
+    of_f = sanity.loc[sanity["how"] == "f", [*keys, "progress"]]
+    both = sanity.merge(of_f, on=keys, suffixes=("", "_of_f"))
+    both["drop"] = (both["progress_of_f"] - both["progress"]).where(both["how"] != "f")
+    metrics = ["progress", "twin_error", "precision", "change", "left", "back", "drop"]
+    return summary(both, ["world", "method", "how"], metrics)
 
 
 @one_line_errors
