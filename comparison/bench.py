@@ -37,6 +37,11 @@ class Bench:
         return self.folder / (f"{self.kind}-{part}.safetensors" if own else f"{part}.safetensors")
 
 
+def paths_by_world(items: list[str]) -> dict[str, Path]:
+    """WORLD=PATH of a command line."""
+    return {world: Path(folder) for world, folder in (item.split("=", 1) for item in items)}
+
+
 @torch.no_grad()
 def answers(classifier: torch.nn.Module, images: Tensor) -> Tensor:
     """The classes that a classifier sees in N images."""

@@ -16,6 +16,7 @@ from common.matching import At, read_all
 from common.measure import judged, passing_judges
 from common.results import COLUMNS, JUDGES, PANEL, write_rows
 from comparison.effect import mean_gain, mean_gain_reached
+from comparison.explain import STARTS
 from comparison.measure import FAILED
 
 CELL = ["world", "classifier", "method"]
@@ -115,8 +116,9 @@ def costs(files: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     for path in files:
         cost = json.loads(path.read_text())
         for cell in cost["cells"]:
-            key = {name: cell[name] for name in CELL} | {"seed": cost["seed"]}
-            facts += [{**key, "fact": name, "value": value} for name, value in cell.pop("facts").items()]
+            key, said = {name: cell[name] for name in CELL} | {"seed": cost["seed"]}, cell.pop("facts")
+            if cell["starts"] == STARTS:
+                facts += [{**key, "fact": name, "value": value} for name, value in said.items()]
             spent.append({**cell, "seed": cost["seed"], "commit": cost["commit"]})
         refused += [{"cell": cell, "seed": cost["seed"], "reason": reason} for cell, reason in cost["refused"].items()]
     table = pd.DataFrame(spent)

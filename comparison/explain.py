@@ -4,8 +4,9 @@ towards the same targets.
 python -m comparison.explain --methods '{...}' --worlds '{...}' --checkpoints WORLD=DIR... --prepared DIR --splits DIR
     --seed 0 --out F
 
-The file holds one shard per world and classifier; what it cost stands beside it in F.cost.json, with the reason why a
-method was refused: one that breaks the contract leaves the tables, and the others are explained.
+The file holds one shard per world and classifier, and one more where the runner-up class is asked for; what it cost
+stands beside it in F.cost.json, with the reason why a method was refused: one that breaks the contract leaves the
+tables, and the others are explained.
 """
 
 import argparse
@@ -25,18 +26,20 @@ from common.explain import CounterfactualBatch, Streams, log_confidence
 from common.files import commit, write_atomic
 from common.progress import Progress
 from common.shards import pass_seconds, shard_of
-from comparison.bench import Bench, load_benches
+from comparison.bench import Bench, load_benches, paths_by_world
 from comparison.entries import Entry, checked, parse_entries
+from papers.fido.explain import runner_up
 
-STARTS = "pairs"
+STARTS = "pairs"  # targets that were drawn
+RUNNER_UP = "runner-up"  # the class that f finds likeliest but for the label: of the untargeted table
 
 
-def start_images(world: str, table: pd.DataFrame, data: Path, n: int) -> tuple[datasets.Images, Tensor]:
-    """The first n images of the pairs split and the targets that were drawn for them. Raises VceError for fewer."""
+def start_images(world: str, table: pd.DataFrame, data: Path, n: int) -> datasets.Images:
+    """The first n images of the pairs split. Raises VceError for fewer."""
     pairs = datasets.load(world, table, "pairs", data, n)
     if len(pairs.ids) < n or not n:
         raise VceError(f"{world}: {len(pairs.ids)} pairs for n = {n}; mend `n` or `splits` in config/")
-    return pairs, datasets.targets(table, pairs.ids)
+    return pairs
 
 
 def explain_all(
@@ -52,13 +55,13 @@ def explain_all(
                 pairs.images, pairs.labels, target, classifier=bench.classifier, rng=rng, strengths=strengths,
                 callback=progress,
             )  # fmt: skip
+            seconds = time.perf_counter() - start
             f = None if entry.own else bench.classifier
-            batches[entry.name] = checked(batch, pairs.images, target, strengths, f)
-            facts = entry.facts(bench, pairs.images)
+            batch, facts = checked(batch, pairs.images, target, strengths, f), entry.facts(bench, pairs.images)
         except Exception as error:  # whatever a stranger's method does, the others are explained
             refused[entry.name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             continue
-        seconds = time.perf_counter() - start
+        batches[entry.name] = batch
         # one path serves all thresholds; radii are runs of their own
         forward = batch.forward.sum(1) if entry.each_strength else batch.forward.max(1).values
         spent = {"method": entry.name, "seconds": seconds, "evaluations": int(forward.sum())}
@@ -71,21 +74,28 @@ def explain_bench(
     bench: Bench,
     table: pd.DataFrame,
     data: Path,
+    starts: str,
     n: int,
     radii: list[float],
     progress: Callable[[dict], None],
 ) -> tuple[Shard, list[dict], dict[str, str]]:
-    """The shard of one classifier; with `radii` its trivial anchors are there too."""
-    pairs, target = start_images(bench.world, table, data, n)
+    """The shard of one classifier, of targets that were drawn or, of methods that have one, of the runner-up; with
+    `radii` its trivial anchors are there too."""
+    pairs = start_images(bench.world, table, data, n)
+    if starts == RUNNER_UP:
+        target = runner_up(bench.classifier, pairs.images, pairs.labels)
+        entries = [entry for entry in entries if not entry.untargeted]
+    else:
+        target = datasets.targets(table, pairs.ids)
     batches, cost, refused = explain_all(entries, bench, pairs, target, progress)
     if radii:
         rng = Streams(bench.seed, pairs.ids, tuple(target.tolist()))
         batches |= anchors.explain_anchors(pairs, target, bench.training, bench.world, bench.classifier, rng, radii)
     own = pass_seconds(log_confidence(bench.classifier, target), pairs.images)
-    facts = {"world": bench.world, "classifier": bench.kind}
+    facts = {"world": bench.world, "classifier": bench.kind, "starts": starts}
     shard = shard_of(
         bench.world, bench.classifier, pairs, target, datasets.load(bench.world, table, "pairs", data),
-        batches=batches, starts=STARTS, classifier=bench.kind, seed=bench.seed, traces={},
+        batches=batches, starts=starts, classifier=bench.kind, seed=bench.seed, traces={},
     )  # fmt: skip
     return shard, [{**facts, **line, "pass_seconds": own} for line in cost], refused
 
@@ -94,7 +104,9 @@ def explain_bench(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", type=json.loads, required=True, help="JSON: methods by name")
-    parser.add_argument("--worlds", type=json.loads, required=True, help="JSON: classifiers, n, radii ... by world")
+    parser.add_argument(
+        "--worlds", type=json.loads, required=True, help="JSON: classifiers, n, runner_up, radii by world"
+    )
     parser.add_argument("--anchors", action="store_true", help="explain the trivial anchors too")
     parser.add_argument("--checkpoints", nargs="+", required=True, help="WORLD=DIR of KIND-SEED.safetensors")
     parser.add_argument("--prepared", type=Path, required=True, help="folder of WORLD-SEED/, made by comparison.train")
@@ -103,20 +115,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True, help="the training seed, also the seed of the methods")
     parser.add_argument("--out", type=Path, required=True, help="the file of shards")
     args = parser.parse_args()
-    folders = {world: Path(folder) for world, folder in (item.split("=", 1) for item in args.checkpoints)}
+    folders = paths_by_world(args.checkpoints)
     entries, shards, cost, refused = parse_entries(args.methods), [], [], {}
-    total = sum(len(settings["classifiers"]) for settings in args.worlds.values())
+    total = sum(len(settings["classifiers"]) + len(settings["runner_up"]) for settings in args.worlds.values())
     with Progress("explain", total=total, unit="classifiers") as progress:
         for world, settings in args.worlds.items():
             table, prepared = pd.read_parquet(args.splits / f"{world}.parquet"), args.prepared / f"{world}-{args.seed}"
             mine = [entry for entry in entries if world in entry.strengths]
             kinds, radii = settings["classifiers"], settings["random_radii"] if args.anchors else []
             for bench in load_benches(world, kinds, args.seed, folders[world], table, args.data, prepared):
-                found = explain_bench(mine, bench, table, args.data, settings["n"], radii, progress)
-                shards.append(found[0])
-                cost += found[1]
-                refused |= {f"{world}/{bench.kind}/{name}": reason for name, reason in found[2].items()}
-                progress.advance()
+                sizes = {STARTS: settings["n"], RUNNER_UP: settings["runner_up"].get(bench.kind)}
+                for starts, n in sizes.items():
+                    if n is None:
+                        continue
+                    found = explain_bench(mine, bench, table, args.data, starts, n, radii, progress)
+                    shards.append(found[0])
+                    cost += found[1]
+                    refused |= {f"{world}/{bench.kind}/{starts}/{name}": why for name, why in found[2].items()}
+                    progress.advance()
     for cell, reason in refused.items():
         print(f"refused {cell}: {reason}")
     facts = {"commit": commit(), "seed": args.seed, "cells": cost, "refused": refused}

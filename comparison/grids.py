@@ -13,6 +13,7 @@ from common.data import datasets
 from common.errors import one_line_errors
 from common.figures import difference_map, drawn_rows, image_grid, picture, save_figure, style, with_maximum
 from common.files import sha256
+from comparison.explain import STARTS
 from comparison.measure import merged
 
 ROWS = 3  # images of each world
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the PNG; its SVG stands beside it")
     args = parser.parse_args()
     style()
-    shards = merged([shard for path in args.shards for shard in read_shards(path)])
+    shards = merged([shard for path in args.shards for shard in read_shards(path) if shard.starts == STARTS])
     inputs = {path.name: sha256(path) for path in args.shards}
     provenance = {"rule": "comparison_grids", "level": args.level, "inputs": inputs}
     save_figure(side_by_side(shards, args.level, args.data), args.out, provenance)

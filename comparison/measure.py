@@ -28,7 +28,9 @@ from common.measure import by_strength, judge_accuracy, measure_shard, oracle_ga
 from common.metrics import ground_truth, perturbation
 from common.metrics.im1 import ClassAutoencoders, load_autoencoders
 from common.progress import Progress
+from comparison.bench import paths_by_world
 from comparison.entries import ANCHORS
+from comparison.explain import RUNNER_UP
 
 FAILED = ("diverged", "skipped")  # an image that is not the method's answer
 TABLES = ("rows", "points", "finals", "cuts", "drawings", "kid", "gate")
@@ -37,11 +39,11 @@ AREAS = (0.05, 0.1, 0.2, 0.3, 0.4)  # of the image, at which methods without a t
 
 
 def merged(shards: list[Shard]) -> list[Shard]:
-    """One shard per world and classifier, with the batches of all. Raises VceError when two files disagree about the
-    images, or both hold a method."""
-    found: dict[tuple[str, str], Shard] = {}
+    """One shard per world, classifier and kind of targets, with the batches of all. Raises VceError when two files
+    disagree about the images, or both hold a method."""
+    found: dict[tuple[str, str, str], Shard] = {}
     for shard in shards:
-        key = shard.world, shard.classifier
+        key = shard.world, shard.classifier, shard.starts
         if key not in found:
             found[key] = shard
             continue
@@ -81,9 +83,10 @@ class Readers:
         self.shard, self.networks = shard, networks
         self.before = {name: probabilities(network, originals) for name, network in networks.items()}
 
-    def changes(self, images: Tensor, start: Tensor | None = None) -> dict[str, np.ndarray]:
+    def changes(self, images: Tensor, start: Tensor | None = None, own: bool = False) -> dict[str, np.ndarray]:
         """Of S·N images, N of each strength in turn, by reader: its probability of the target, `p_`; by how much that
-        rose, `gain_`, and since the N images of `start`, `own_gain_`; by how much that of the source fell, `drop_`."""
+        rose, `gain_`; by how much that of the source fell, `drop_`; with `own`, by how much the first rose since the
+        method's N images of `start` (none: the originals), `own_gain_`."""
         s, found = len(images) // len(self.shard.ids), {}
         for name, network in self.networks.items():
             after, before = probabilities(network, images), self.before[name].repeat(s, 1)
@@ -92,9 +95,9 @@ class Readers:
                 found[f"{kind}_{name}"] = sign * (after - before).gather(1, rows)[:, 0].numpy()
             p = after.gather(1, self.shard.target.repeat(s)[:, None])[:, 0]
             found[f"p_{name}"] = p.numpy()
-            if start is not None:
-                own = probabilities(network, start).gather(1, self.shard.target[:, None])[:, 0]
-                found[f"own_gain_{name}"] = (p - own.repeat(s)).numpy()
+            if own:
+                drawn = self.before[name] if start is None else probabilities(network, start)
+                found[f"own_gain_{name}"] = (p - drawn.gather(1, self.shard.target[:, None])[:, 0].repeat(s)).numpy()
         return found
 
 
@@ -105,7 +108,7 @@ def points(shard: Shard, readers: Readers, originals: Tensor) -> pd.DataFrame:
     for method, batch in shard.batches.items():
         s, facts = len(batch.strengths), {"method": method}
         start = originals if batch.reference is None else batch.reference
-        seen = readers.changes(by_strength(batch.images), start)
+        seen = readers.changes(by_strength(batch.images), batch.reference, own=True)
         facts |= {"strength": np.repeat(np.array(batch.strengths, dtype=float), len(shard.ids))}
         facts |= {"distance": by_strength(batch.distance).numpy(), "status": batch.status.T.ravel()}
         own = (batch.images - start[:, None]).abs().flatten(2).mean(2)
@@ -165,10 +168,14 @@ def localisation(shown: Tensor, masks: Tensor) -> dict[str, list[float] | np.nda
 
 
 def cuts(shard: Shard, readers: Readers, originals: Tensor, level: float, untargeted: list[str]) -> pd.DataFrame:
-    """The untargeted table: what every path hands out keeps its most changed pixels alone, so many that they make each
-    of `AREAS`; the `untargeted` methods have areas for strengths, and are taken as they are."""
-    frames, size = [], originals[0, 0].numel()
+    """The untargeted table: what every path towards the runner-up hands out (of two classes, that is the other one)
+    keeps its most changed pixels alone, so many that they make each of `AREAS`; the `untargeted` methods have areas for
+    strengths, and are taken as they are."""
+    frames, size = [pd.DataFrame()], originals[0, 0].numel()
+    asked = shard.starts == RUNNER_UP or len(datasets.world(shard.world).class_names) == 2
     for method, batch in shard.batches.items():
+        if not asked and method not in untargeted:
+            continue
         if method in untargeted:
             areas, images = batch.strengths, by_strength(batch.images)
         else:
@@ -218,9 +225,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder of rows, points, finals ... .parquet")
     args = parser.parse_args()
-    folders = {world: Path(folder) for world, folder in (item.split("=", 1) for item in args.checkpoints)}
-    files = dict(item.split("=", 1) for item in args.autoencoders)
-    autoencoders = {world: load_autoencoders(path) for world, path in files.items()}
+    folders = paths_by_world(args.checkpoints)
+    autoencoders = {world: load_autoencoders(path) for world, path in paths_by_world(args.autoencoders).items()}
     shards = merged([shard for path in args.shards for shard in read_shards(path)])
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
     worlds: dict[str, Judged] = {}
@@ -232,15 +238,17 @@ def main() -> None:
             world, originals = worlds[shard.world], datasets.load_ids(shard.world, shard.ids, args.data)
             f = load_checkpoint(folders[shard.world] / f"{shard.classifier}-{args.seed}.safetensors")
             readers = Readers(shard, {"f": f, **world.panel.judges}, originals.images)
+            tables["cuts"].append(cuts(shard, readers, originals.images, args.level, args.untargeted))
+            progress.advance()
+            if shard.starts == RUNNER_UP:
+                continue
             tables["rows"].append(measure_shard(shard, world.panel, args.data))
             tables["points"].append(points(shard, readers, originals.images))
             tables["finals"].append(finals(shard, readers, originals, world, args.level))
-            tables["cuts"].append(cuts(shard, readers, originals.images, args.level, args.untargeted))
             tables["drawings"].append(drawings(shard, readers))
             tables["kid"].append(realism(shard, world, args.level))
             judges = judge_accuracy(world.panel, world.pairs)
             tables["gate"].append(oracle_gate(shard, judges, len(world.pairs.ids)))
-            progress.advance()
     for name, parts in tables.items():
         with atomic_path(args.out / f"{name}.parquet") as temporary:
             pd.concat(parts, ignore_index=True).to_parquet(temporary, index=False)

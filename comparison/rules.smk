@@ -50,9 +50,14 @@ def compared_checkpoints(worlds, seed):
 
 
 def compared_worlds(seed):
-    """What every world asks for in a training seed."""
+    """What every world asks for in a training seed; the runner-up class in the first alone."""
+    first = int(seed) == config["seeds"][0]
     return {
-        world: {**settings, "classifiers": compared_kinds(world, seed)}
+        world: {
+            **settings,
+            "classifiers": compared_kinds(world, seed),
+            "runner_up": settings.get("runner_up", {}) if first else {},
+        }
         for world, settings in COMPARISON["worlds"].items()
     }
 
@@ -79,26 +84,37 @@ def comparison_source(module, names):
     return [digest(name) for name in [module, *modules]]
 
 
-rule comparison_classifiers:
-    input:
-        splits=[f"{SPLITS}/{world}.parquet" for world in COMPARISON["classifiers"]],
-    output:
-        [
-            f"{COMPARED}/classifiers/{world}/{kind}-{{seed}}.safetensors"
-            for world, kinds in COMPARISON["classifiers"].items()
-            for kind in kinds
-        ],
-    log:
-        f"{LOGS}/comparison/classifiers-{{seed}}.log",
-    priority: 4
-    params:
-        src=digest("common.classifiers.train"),
-        recipes=json.dumps(COMPARISON["classifiers"]),
-        splits=SPLITS,
-        folder=f"{COMPARED}/classifiers",
-    shell:
-        "python -m common.classifiers.train classifiers --splits {params.splits} --recipes {params.recipes:q}"
-        " --seed {wildcards.seed} --out {params.folder} 2> >(tee {log} >&2)"
+for seed in config["seeds"]:
+
+    rule:
+        name:
+            f"comparison_classifiers_{seed}"
+        input:
+            splits=[f"{SPLITS}/{world}.parquet" for world in COMPARISON["classifiers"]],
+        output:
+            [
+                f"{COMPARED}/classifiers/{world}/{kind}-{seed}.safetensors"
+                for world in COMPARISON["classifiers"]
+                for kind in compared_kinds(world, seed)
+            ],
+        log:
+            f"{LOGS}/comparison/classifiers-{seed}.log",
+        # explaining waits for it
+        priority: 6
+        params:
+            src=digest("common.classifiers.train"),
+            recipes=json.dumps(
+                {
+                    world: {kind: kinds[kind] for kind in compared_kinds(world, seed)}
+                    for world, kinds in COMPARISON["classifiers"].items()
+                }
+            ),
+            splits=SPLITS,
+            seed=seed,
+            folder=f"{COMPARED}/classifiers",
+        shell:
+            "python -m common.classifiers.train classifiers --splits {params.splits} --recipes {params.recipes:q}"
+            " --seed {params.seed} --out {params.folder} 2> >(tee {log} >&2)"
 
 
 def compared_vae(world, seed):
@@ -107,32 +123,44 @@ def compared_vae(world, seed):
     return f"{GENERATORS}/{vae}-{seed}.safetensors" if isinstance(vae, str) else vae
 
 
+PREPARED = [f"{COMPARED}/prepared/{world}-{{seed}}" for world in COMPARISON["worlds"]]
+
+
 rule comparison_prepare:
     input:
-        lambda wildcards: compared_checkpoints([wildcards.world], wildcards.seed),
-        vae=lambda wildcards: [
+        lambda wildcards: compared_checkpoints(COMPARISON["worlds"], wildcards.seed),
+        COMPARED_DATA,
+        vae=[
             vae
-            for vae in [compared_vae(wildcards.world, wildcards.seed)]
+            for world in COMPARISON["worlds"]
+            for vae in [compared_vae(world, "{seed}")]
             if isinstance(vae, str)
         ],
-        splits=f"{SPLITS}/{{world}}.parquet",
-        data=lambda wildcards: data_of(wildcards.world),
+        splits=[f"{SPLITS}/{world}.parquet" for world in COMPARISON["worlds"]],
     output:
-        directory(f"{COMPARED}/prepared/{{world}}-{{seed}}"),
+        [directory(folder) for folder in PREPARED],
     log:
-        f"{LOGS}/comparison/prepare-{{world}}-{{seed}}.log",
-    priority: 4
+        f"{LOGS}/comparison/prepare-{{seed}}.log",
+    priority: 6
     params:
         src=comparison_source("comparison.train", PREPARED_METHODS),
-        kinds=lambda wildcards: compared_kinds(wildcards.world, wildcards.seed),
-        vae=lambda wildcards: json.dumps(compared_vae(wildcards.world, wildcards.seed)),
+        worlds=lambda wildcards: json.dumps(
+            {
+                world: {
+                    "classifiers": compared_kinds(world, wildcards.seed),
+                    "vae": compared_vae(world, wildcards.seed),
+                }
+                for world in COMPARISON["worlds"]
+            }
+        ),
         methods=json.dumps(compared_methods(PREPARED_METHODS)),
-        checkpoints=lambda wildcards: compared_classifiers(wildcards.world),
+        checkpoints=COMPARED_FOLDERS,
         splits=SPLITS,
+        folder=f"{COMPARED}/prepared",
     shell:
-        "python -m comparison.train --world {wildcards.world} --kinds {params.kinds} --vae {params.vae:q}"
-        " --methods {params.methods:q} --checkpoints {params.checkpoints} --splits {params.splits}"
-        " --seed {wildcards.seed} --out {output} 2> >(tee {log} >&2)"
+        "python -m comparison.train --worlds {params.worlds:q} --methods {params.methods:q}"
+        " --checkpoints {params.checkpoints} --splits {params.splits} --seed {wildcards.seed} --out {params.folder}"
+        " 2> >(tee {log} >&2)"
 
 
 for job in COMPARISON["jobs"]:
@@ -144,17 +172,14 @@ for job in COMPARISON["jobs"]:
         input:
             lambda wildcards: compared_checkpoints(COMPARISON["worlds"], wildcards.seed),
             COMPARED_DATA,
-            prepared=[
-                f"{COMPARED}/prepared/{world}-{{seed}}"
-                for world in COMPARISON["worlds"]
-            ],
+            prepared=PREPARED,
             splits=[f"{SPLITS}/{world}.parquet" for world in COMPARISON["worlds"]],
         output:
             f"{COMPARED}/batches/{name}-{{seed}}.safetensors",
             f"{COMPARED}/batches/{name}-{{seed}}.cost.json",
         log:
             f"{LOGS}/comparison/explain-{name}-{{seed}}.log",
-        priority: 4
+        priority: 5
         params:
             src=comparison_source("comparison.explain", job),
             methods=json.dumps(compared_methods(job)),
@@ -336,7 +361,8 @@ rule comparison_sanity:
         folder=directory(f"{COMPARED}/sanity"),
     log:
         f"{LOGS}/comparison/sanity.log",
-    priority: 4
+    # as long as measuring takes; the tables wait for both
+    priority: 5
     params:
         src=comparison_source("comparison.sanity", COMPARISON["methods"]),
         world=COMPARISON["sanity"]["world"],
@@ -361,7 +387,7 @@ rule comparison_zoo:
         f"{COMPARED}/zoo.safetensors",
     log:
         f"{LOGS}/comparison/zoo.log",
-    priority: 4
+    priority: 1
     params:
         src=digest("comparison.zoo"),
         recipe=json.dumps(COMPARISON["zoo"]["recipe"]),
@@ -382,7 +408,8 @@ rule comparison_shortcuts:
         ],
     log:
         f"{LOGS}/comparison/shortcuts.log",
-    priority: 4
+    # nothing waits for it: it fills the second core while the others end
+    priority: 1
     params:
         src=comparison_source("comparison.shortcuts", COMPARISON["methods"]),
         methods=json.dumps(COMPARISON["methods"]),

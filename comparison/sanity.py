@@ -32,6 +32,7 @@ from common.metrics import ground_truth, perturbation
 from common.progress import Progress
 from comparison.bench import Bench, load_benches
 from comparison.entries import Entry, checked, parse_entries
+from comparison.explain import STARTS
 from comparison.measure import handed_out, localisation, merged
 
 KNOWING_NOTHING = ("untrained", "shuffled")
@@ -111,7 +112,8 @@ def main() -> None:
     table = pd.read_parquet(args.splits / f"{args.world}.parquet")
     (f,) = load_benches(args.world, [args.kind], args.seed, args.checkpoints, table, args.data, args.prepared)
     shards = merged([shard for path in args.shards for shard in read_shards(path)])
-    (shard,) = (found for found in shards if (found.world, found.classifier) == (args.world, args.kind))
+    mine = (args.world, args.kind, STARTS)
+    (shard,) = (found for found in shards if (found.world, found.classifier, found.starts) == mine)
     pairs = datasets.load_ids(args.world, shard.ids[: args.n], args.data)
     target = shard.target[: args.n]
     twin = datasets.twins(args.world, pairs.ids)[torch.arange(len(target)), target]

@@ -97,8 +97,8 @@ def tiny(config: dict) -> dict:
             "classifiers": brief(config["comparison"]["classifiers"]),
             "worlds": {
                 "faces-smile": {"n": 4, "vae": {"images": 100, "epochs": 1}},
-                "mnist": {"n": 4},
-                "scenes": {"n": 4},
+                "mnist": {"n": 4, "runner_up": {"l2at": 4}},
+                "scenes": {"n": 4, "runner_up": {"l2at": 4}},
             },
             "sanity": {"n": 2},
             "zoo": {"recipe": {"images": 100, "epochs": 1}, "n": 2},

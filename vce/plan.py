@@ -270,14 +270,16 @@ def _contrastive_passes(rule: str, contrastive: dict, seeds: list[int]) -> int:
 
 
 def _comparison_passes(rule: str, comparison: dict, splits: dict) -> int:
-    """Images through a generator or a classifier in one job of the comparison; jobs of several worlds count as their
-    mean, and a step of Clarity's search as one pass."""
+    """Images through a generator or a classifier in one job of the comparison, at most; a step of Clarity's search is
+    one pass."""
     worlds, methods = comparison["worlds"], comparison["methods"]
-    if rule == "comparison_classifiers":
+    if rule.startswith("comparison_classifiers"):
+        seed = int(rule.rpartition("_")[2])
         return sum(
             _training_passes(recipe, splits[world]["systems"])
             for world, kinds in comparison["classifiers"].items()
-            for recipe in kinds.values()
+            for kind, recipe in kinds.items()
+            if seed in worlds[world]["classifiers"][kind]
         )
     if rule == "comparison_prepare":
         passes = 0
@@ -288,7 +290,7 @@ def _comparison_passes(rule: str, comparison: dict, splits: dict) -> int:
             passes += sum(INFILL_BATCH * recipe["steps"] for recipe in recipes if "steps" in recipe)
             shifts = [recipe["shift"] for recipe in recipes if "shift" in recipe]
             passes += sum(len(settings["classifiers"]) * _shift_passes(world, shift) for shift in shifts)
-        return passes // len(worlds)
+        return passes
     zoo, sanity = comparison["zoo"], comparison["sanity"]
     nets = zoo["recipe"]["clean"] + CUES * zoo["recipe"]["planted"] + SEALED
     if rule == "comparison_zoo":
@@ -302,7 +304,8 @@ def _comparison_passes(rule: str, comparison: dict, splits: dict) -> int:
     for job in comparison["jobs"]:
         if rule == rule_of("comparison_explain", job[:1]):
             return sum(
-                settings["n"] * len(settings["classifiers"]) * _method_passes(methods[name], world)
+                (settings["n"] * len(settings["classifiers"]) + sum(settings.get("runner_up", {}).values()))
+                * _method_passes(methods[name], world)
                 for name in job
                 for world, settings in worlds.items()
                 if world in methods[name]["strengths"]

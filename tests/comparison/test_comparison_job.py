@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from jobs import failing, run
 
-from common.batches import read_shards
+from common.batches import Shard, read_shards
 from common.classifiers import train as classifier_job
 from common.data import split
 from common.errors import VceError
+from common.explain import finish
 from common.scales import load_scale
 from comparison import cells, explain, figures, grids, measure, sanity, tables, train, verdicts
 from comparison.entries import parse_entries
@@ -108,8 +110,9 @@ def methods():
     return found | {"toy": toy} | broken
 
 
-def world(kinds):
-    return json.dumps({WORLD: {"classifiers": kinds, "n": N, "random_radii": [0.4, 3.2]}})
+def world(kinds, runner_up=()):
+    facts = {"classifiers": kinds, "n": N, "runner_up": dict.fromkeys(runner_up, N - 1), "random_radii": [0.4, 3.2]}
+    return json.dumps({WORLD: facts})
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +133,8 @@ def made(tmp_path_factory):
     run(patch, classifier_job, "oracles", "--recipes", judges, "--out", folder / "judges", *shared)
     prepared = folder / "prepared" / f"{WORLD}-{SEED}"
     run(
-        patch, train, "--world", WORLD, "--kinds", *everything, "--vae", json.dumps(VAE), "--methods", every,
-        "--checkpoints", folder / "nets" / WORLD, "--out", prepared, *shared,
+        patch, train, "--worlds", json.dumps({WORLD: {"classifiers": everything, "vae": VAE}}), "--methods", every,
+        "--checkpoints", *where, "--out", folder / "prepared", *shared,
     )  # fmt: skip
     for job, names in {"first": ["pixel-ascent", "svce"], "second": [*methods()][2:]}.items():
         mine = json.dumps({name: methods()[name] for name in names})
@@ -194,7 +197,7 @@ def test_every_method_and_anchor_is_measured_and_five_methods_are_there(outcomes
 def test_methods_that_break_the_contract_are_refused_with_a_reason_and_the_rest_is_built(made, outcomes):
     refused = pd.read_csv(made / "results" / "tables" / "refused.csv").set_index("cell")["reason"]
     assert len(refused) == 2 * len(WAYS) and not any("broken" in method for _, method in outcomes.index)
-    reasons = {how: refused[f"{WORLD}/l2at/broken-{how}"] for how in WAYS}
+    reasons = {how: refused[f"{WORLD}/l2at/pairs/broken-{how}"] for how in WAYS}
     assert "outside of [0, 1]" in reasons["range"] and "no numbers" in reasons["nan"]
     assert reasons["error"] == "RuntimeError: no such thing" and "none of ok" in reasons["status"]
     assert "a distance that is 0.1 off" in reasons["distance"] and "a confidence" in reasons["confidence"]
@@ -304,6 +307,46 @@ def test_the_same_job_gives_the_same_bits(made, monkeypatch, tmp_path):
     for name in ("a", "b"):
         run(monkeypatch, explain, *arguments, "--out", tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_the_runner_up_is_asked_of_methods_that_have_a_target_and_kept_apart(made, monkeypatch, tmp_path):
+    """On faces it is the other class, so that the untargeted table has both kinds of targets; of nothing else is it a
+    part."""
+    mine = json.dumps({name: methods()[name] for name in ("pixel-ascent", "fido")})
+    run(
+        monkeypatch, explain, "--methods", mine, "--worlds", world(["l2at"], ["l2at"]), "--anchors", "--checkpoints",
+        f"{WORLD}={made / 'nets' / WORLD}", "--prepared", made / "prepared", "--splits", made / "splits",
+        "--seed", SEED, "--out", tmp_path / "both.safetensors",
+    )  # fmt: skip
+    drawn, runner_up = read_shards(tmp_path / "both.safetensors")
+    assert (drawn.starts, runner_up.starts) == (explain.STARTS, explain.RUNNER_UP)
+    assert runner_up.ids == drawn.ids[: N - 1] and torch.equal(runner_up.target, 1 - runner_up.source)
+    assert set(drawn.batches) - set(runner_up.batches) == {"fido"} and "twin" in runner_up.batches
+    run(
+        monkeypatch, measure, "--shards", tmp_path / "both.safetensors", "--checkpoints",
+        f"{WORLD}={made / 'nets' / WORLD}", "--oracles", made / "judges", "--untargeted", "fido", "--level", 0.9,
+        "--out", tmp_path / "measured", "--splits", made / "splits", "--seed", SEED,
+    )  # fmt: skip
+    found = {name: pd.read_parquet(tmp_path / "measured" / f"{name}.parquet") for name in measure.TABLES}
+    assert len(found["rows"][found["rows"]["method"] == "fido"]) == N * len(STRENGTHS["fido"])
+    assert len(found["finals"][found["finals"]["method"] == "pixel-ascent"]) == N
+    counts = found["cuts"].groupby("method").size() / len(measure.AREAS)
+    assert counts["fido"] == N and counts["pixel-ascent"] == 2 * N - 1
+
+
+def test_of_many_classes_only_the_runner_up_is_cut():
+    """Towards a target that was drawn a method may be behind for its target's sake."""
+    x, f = torch.rand(4, 1, 28, 28), torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+    batch = finish(x, x[:, None] / 2, torch.zeros(4).long(), classifier=f, strengths=[0.2])
+    fields = {
+        "world": "mnist", "classifier": "l2at", "seed": 0, "ids": tuple("abcd"), "source": torch.ones(4).long(),
+        "target": torch.zeros(4).long(), "accuracy": 1.0, "source_prediction": torch.ones(4).long(),
+        "interventions": {}, "traces": {}, "batches": {"maps": batch, "mine": batch},
+    }  # fmt: skip
+    for starts, expected in {explain.STARTS: {"maps"}, explain.RUNNER_UP: {"maps", "mine"}}.items():
+        shard = Shard(starts=starts, **fields)
+        found = measure.cuts(shard, measure.Readers(shard, {"f": f}, x), x, 0.9, ["maps"])
+        assert set(found["method"]) == expected
 
 
 def test_shards_that_do_not_belong_together_are_refused(made):

@@ -126,7 +126,7 @@ def test_gains_of_a_drawing_are_counted_from_the_drawing():
     x, shard = shard_of_digits(f)
     start = (x + 0.3).clamp(0, 1)
     flat = shard.batches["mine"].images.transpose(0, 1).flatten(0, 1)
-    seen = Readers(shard, {"f": f}, x).changes(flat, start)
+    seen = Readers(shard, {"f": f}, x).changes(flat, start, own=True)
     rows = shard.target.repeat(2)[:, None]
     before = f(start).softmax(1).repeat(2, 1).gather(1, rows)[:, 0]
     expected = f(flat).softmax(1).gather(1, rows)[:, 0] - before

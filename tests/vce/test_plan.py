@@ -125,9 +125,9 @@ def test_passes_of_the_comparison_by_hand():
         "comparison": {
             "classifiers": {"w": {"standard": {"epochs": 2}, "l2at": {"epochs": 3, "adversary": {"l2": 1}}}},
             "worlds": {
-                "w": {"classifiers": ["standard", "l2at"], "n": 10, "vae": {"images": 50, "epochs": 3}},
-                "v": {"classifiers": ["l2at"], "n": 7, "vae": "v"},
-                "u": {"classifiers": ["l2at"], "n": 3},
+                "w": {"classifiers": {"standard": [1], "l2at": [0, 1]}, "n": 10, "vae": {"images": 50, "epochs": 3}},
+                "v": {"classifiers": {"l2at": [0, 1]}, "n": 7, "vae": "v", "runner_up": {"l2at": 2}},
+                "u": {"classifiers": {"l2at": [0, 1]}, "n": 3},
             },
             "methods": {
                 "ascent": {"settings": {"iterations": 9}, "strengths": {"w": [1, 2], "v": [1], "zoo": [1, 2, 3]}},
@@ -140,10 +140,11 @@ def test_passes_of_the_comparison_by_hand():
             "sanity": {"world": "w", "n": 4},
         },
     }
-    assert passes_of("comparison_classifiers", config) == 100 * (2 + 3 * 3)
-    assert passes_of("comparison_prepare", config) == (50 * 3 + 2 * 20 + 20 + 2 * planning.INFILL_BATCH) // 3
-    assert passes_of("comparison_explain_ascent", config) == 20 * 20 + 7 * 10 + 20 * 30
-    assert passes_of("comparison_explain_maps", config) == 7 * 24 + (20 + 7) * planning.LATENT_STEPS
+    assert passes_of("comparison_classifiers_0", config) == 100 * 3 * 3
+    assert passes_of("comparison_classifiers_1", config) == 100 * (2 + 3 * 3)
+    assert passes_of("comparison_prepare", config) == 50 * 3 + 2 * 20 + 20 + 2 * planning.INFILL_BATCH
+    assert passes_of("comparison_explain_ascent", config) == 20 * 20 + 9 * 10 + 20 * 30
+    assert passes_of("comparison_explain_maps", config) == 9 * 24 + (20 + 9) * planning.LATENT_STEPS
     nets = 2 + 4 * planning.CUES + planning.SEALED
     assert passes_of("comparison_zoo", config) == nets * 30
     assert passes_of("comparison_shortcuts", config) == nets * 2 * 30
@@ -233,8 +234,8 @@ def test_every_heavy_rule_of_a_scale_has_passes():
         heavy |= rule.startswith(("fido_train_", "fido_explain_", "fido_measure_"))
         heavy |= rule in ("infiller", "fido_photos", "contrastive_world", "contrastive_sweep")
         heavy |= rule.startswith(("contrastive_train_", "contrastive_measure_"))
-        heavy |= rule in ("comparison_classifiers", "comparison_prepare") or rule.startswith("comparison_explain_")
-        heavy |= rule in ("comparison_zoo", "comparison_shortcuts", "comparison_sanity")
+        heavy |= rule.startswith(("comparison_classifiers_", "comparison_explain_"))
+        heavy |= rule in ("comparison_prepare", "comparison_zoo", "comparison_shortcuts", "comparison_sanity")
         assert (passes_of(rule, config) > 0) == heavy, rule
 
 
