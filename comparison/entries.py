@@ -9,6 +9,7 @@ results.
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.data import datasets
 from common.errors import VceError
-from common.explain import CounterfactualBatch, Explainer, finish
+from common.explain import CounterfactualBatch, Explainer, Streams, finish
 from common.results import STATUSES
 from common.scales import parse_recipe
 from comparison.bench import Bench
@@ -77,12 +79,26 @@ class Entry:
             inspect.signature(train).bind(benches, progress, **recipe)
         except TypeError as error:
             raise VceError(f"method {self.name}: {error} in its recipe; mend `prepare` in config/") from error
-        train(benches, progress, **recipe)
+        train(deepcopy(benches), progress, **recipe)
 
 
 def parse_entries(methods: dict[str, dict]) -> list[Entry]:
     """The methods of a config file, in its order. Raises VceError for a wrong field."""
     return [parse_recipe(Entry, {"name": name, **fields}) for name, fields in methods.items()]
+
+
+def ask(
+    entry: Entry, bench: Bench, pairs: datasets.Images, target: Tensor, callback: Callable[[dict], None]
+) -> CounterfactualBatch:
+    """What a method answers to N images, by the contract and checked against it. It gets copies of everything, the
+    classifier too, so that what it does to them is nobody else's. Raises VceError for an answer that breaks the
+    contract, and whatever the method raises."""
+    mine, strengths = deepcopy(bench), entry.strengths[bench.world]
+    batch = entry.explainer(mine)(
+        pairs.images.clone(), pairs.labels.clone(), target.clone(), classifier=mine.classifier, strengths=strengths,
+        rng=Streams(bench.seed, pairs.ids, tuple(target.tolist())), callback=callback,
+    )  # fmt: skip
+    return checked(batch, pairs.images, target, strengths, None if entry.own else bench.classifier)
 
 
 def checked(

@@ -27,7 +27,7 @@ from common.files import commit, write_atomic
 from common.progress import Progress
 from common.shards import pass_seconds, shard_of
 from comparison.bench import Bench, load_benches, paths_by_world
-from comparison.entries import Entry, checked, parse_entries
+from comparison.entries import Entry, ask, parse_entries
 from papers.fido.explain import runner_up
 
 STARTS = "pairs"  # targets that were drawn
@@ -46,18 +46,13 @@ def explain_all(
     entries: list[Entry], bench: Bench, pairs: datasets.Images, target: Tensor, progress: Callable[[dict], None]
 ) -> tuple[dict[str, CounterfactualBatch], list[dict], dict[str, str]]:
     """Batches by method, what each cost, and the reasons of those that were refused."""
-    rng = Streams(bench.seed, pairs.ids, tuple(target.tolist()))
     batches, cost, refused = {}, [], {}
     for entry in entries:
-        strengths, start = entry.strengths[bench.world], time.perf_counter()
+        start = time.perf_counter()
         try:
-            batch = entry.explainer(bench)(
-                pairs.images, pairs.labels, target, classifier=bench.classifier, rng=rng, strengths=strengths,
-                callback=progress,
-            )  # fmt: skip
+            batch = ask(entry, bench, pairs, target, progress)
             seconds = time.perf_counter() - start
-            f = None if entry.own else bench.classifier
-            batch, facts = checked(batch, pairs.images, target, strengths, f), entry.facts(bench, pairs.images)
+            facts = entry.facts(bench, pairs.images)
         except Exception as error:  # whatever a stranger's method does, the others are explained
             refused[entry.name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             continue

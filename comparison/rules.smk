@@ -16,7 +16,12 @@ RESULTS_OF["comparison"] = [
     f"{COMPARISON_RESULTS}/claims.json",
     *[
         f"{COMPARISON_RESULTS}/tables/{name}.csv"
-        for name in [*COMPARISON_TABLES, "shortcut_nets", "shortcuts"]
+        for name in [
+            *COMPARISON_TABLES,
+            "shortcut_nets",
+            "shortcuts",
+            "shortcut_refused",
+        ]
     ],
 ]
 FIGURES_OF["comparison"] = [
@@ -66,6 +71,29 @@ def compared_methods(names):
     """Methods by name, as the config file has them."""
     return {name: COMPARISON["methods"][name] for name in names}
 
+
+def comparison_mistakes():
+    """What a config file says of the methods that cannot be meant."""
+    methods, jobs = COMPARISON["methods"], sum(COMPARISON["jobs"], [])
+    places = {*COMPARISON["worlds"], "zoo"}
+    yield from (
+        f"job of {name}: no such method" for name in jobs if name not in methods
+    )
+    yield from (
+        f"{name}: in {jobs.count(name)} jobs"
+        for name in methods
+        if jobs.count(name) != 1
+    )
+    for name, method in methods.items():
+        strange = {*method["strengths"], *method.get("prepare", {})} - places
+        yield from (
+            f"{name}: {world} is none of {', '.join(sorted(places))}"
+            for world in sorted(strange)
+        )
+
+
+if mistakes := list(comparison_mistakes()):
+    sys.exit(f"error: config/{scale}.yaml, comparison: {'; '.join(mistakes)}")
 
 COMPARED_FOLDERS = [
     f"{world}={compared_classifiers(world)}" for world in COMPARISON["worlds"]
@@ -387,7 +415,7 @@ rule comparison_zoo:
         f"{COMPARED}/zoo.safetensors",
     log:
         f"{LOGS}/comparison/zoo.log",
-    priority: 1
+    priority: 5
     params:
         src=digest("comparison.zoo"),
         recipe=json.dumps(COMPARISON["zoo"]["recipe"]),
@@ -404,12 +432,12 @@ rule comparison_shortcuts:
     output:
         [
             f"{COMPARISON_RESULTS}/tables/{name}.csv"
-            for name in ("shortcut_nets", "shortcuts")
+            for name in ("shortcut_nets", "shortcuts", "shortcut_refused")
         ],
     log:
         f"{LOGS}/comparison/shortcuts.log",
-    # nothing waits for it: it fills the second core while the others end
-    priority: 1
+    # nothing waits for it: it fills the second core while the last seed is measured
+    priority: 3
     params:
         src=comparison_source("comparison.shortcuts", COMPARISON["methods"]),
         methods=json.dumps(COMPARISON["methods"]),

@@ -11,7 +11,6 @@ the image, not f (Adebayo et al. 2018). Then it explains what it handed out for 
 import argparse
 import json
 import shutil
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -25,13 +24,13 @@ from common.classifiers.base import Classifier
 from common.classifiers.checkpoints import checkpoint_facts
 from common.classifiers.training import Recipe, train
 from common.data import datasets
-from common.errors import one_line_errors
-from common.explain import CounterfactualBatch, Streams
+from common.errors import VceError, one_line_errors
+from common.explain import CounterfactualBatch
 from common.files import atomic_path
 from common.metrics import ground_truth, perturbation
 from common.progress import Progress
 from comparison.bench import Bench, load_benches
-from comparison.entries import Entry, checked, parse_entries
+from comparison.entries import Entry, ask, parse_entries
 from comparison.explain import STARTS
 from comparison.measure import handed_out, localisation, merged
 
@@ -55,17 +54,6 @@ def knowing_nothing(
     return net.eval().requires_grad_(False)
 
 
-def explained(
-    entry: Entry, bench: Bench, pairs: datasets.Images, target: Tensor, callback: Callable[[dict], None]
-) -> CounterfactualBatch:
-    """One method on N images, by the contract."""
-    strengths, rng = entry.strengths[bench.world], Streams(bench.seed, pairs.ids, tuple(target.tolist()))
-    found = entry.explainer(bench)(
-        pairs.images, pairs.labels, target, classifier=bench.classifier, rng=rng, strengths=strengths, callback=callback
-    )
-    return checked(found, pairs.images, target, strengths, None if entry.own else bench.classifier)
-
-
 def towards_twin(batch: CounterfactualBatch, images: Tensor, pairs: datasets.Images, twin: Tensor) -> dict:
     """G1 and G3 of N handed-out images, and how much they changed."""
     delta = images - pairs.images
@@ -84,7 +72,7 @@ def way_back(
     """Of N handed-out images explained back to their labels: ‖x″ − x‖₂ / ‖x′ − x‖₂, 1 for staying, and f's probability
     of the label at the end of the way."""
     start = replace(pairs, images=images, labels=target)
-    back = handed_out(entry.name, explained(entry, bench, start, pairs.labels, callback), level)
+    back = handed_out(entry.name, ask(entry, bench, start, pairs.labels, callback), level)
     went = (images - pairs.images).flatten(1).norm(dim=1)
     left = (back - pairs.images).flatten(1).norm(dim=1) / torch.where(went > 0, went, torch.nan)
     with torch.no_grad():
@@ -118,6 +106,8 @@ def main() -> None:
     target = shard.target[: args.n]
     twin = datasets.twins(args.world, pairs.ids)[torch.arange(len(target)), target]
     entries = [entry for entry in parse_entries(args.methods) if entry.name in shard.batches]
+    if not entries:
+        raise VceError(f"{args.world}/{args.kind}: the shards hold none of the methods; see refused.csv")
     recipe = Recipe(**checkpoint_facts(args.checkpoints / f"{args.kind}-{args.seed}.safetensors")["recipe"])
     nets = [
         replace(f, kind=how, classifier=knowing_nothing(how, f.classifier, f.training, recipe, args.seed))
@@ -146,7 +136,7 @@ def main() -> None:
                 entry.prepare_all(nets, lambda: progress({}))
         for net in nets:
             for entry in entries:
-                batch = explained(entry, net, pairs, target, progress)
+                batch = ask(entry, net, pairs, target, progress)
                 note(net.kind, entry, towards_twin(batch, handed_out(entry.name, batch, args.level), pairs, twin))
                 progress.advance()
     with atomic_path(args.out) as temporary:

@@ -84,6 +84,17 @@ def with_p_values(outcomes: list[Outcome], p: pd.DataFrame) -> pd.DataFrame:
     return table.assign(unadjusted=table["verdict"], verdict=said)
 
 
+def check_one_run(rows: pd.DataFrame, paths: pd.DataFrame) -> None:
+    """Raises VceError unless both tables hold the same paths: a table of another run or scale beside them."""
+    keys = ["world", "classifier", "method", "seed", "image"]
+    ours, theirs = rows[keys].drop_duplicates(), paths[keys].drop_duplicates()
+    if not len(ours) == len(theirs) == len(ours.merge(theirs)):
+        raise VceError(
+            f"rows.parquet has {len(ours)} paths and paths.parquet {len(theirs)}, not the same: they are of different"
+            " runs; delete both and run snakemake again"
+        )
+
+
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,10 +104,11 @@ def main() -> None:
     parser.add_argument("--level", type=float, required=True, help="the confidence at which methods are matched")
     args = parser.parse_args()
     claims, paths = load_claims(args.claims), pd.read_parquet(args.results / "paths.parquet")
+    everything = pd.read_parquet(args.results / "rows.parquet")
+    check_one_run(everything, paths)
     relied = relied_on(paths, paths, "reliance")
     verdicts, outcomes = judge(claims, {"paths": relied})
     p = p_values(claims, relied)
-    everything = pd.read_parquet(args.results / "rows.parquet")
     rows = relied_on(everything, paths[["world", "classifier", "reliance"]], "reliance")
     tables = {
         "tests": with_p_values(outcomes, p),

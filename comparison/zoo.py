@@ -61,12 +61,20 @@ def known(recipe: Recipe) -> list[str]:
     return [""] * recipe.clean + [cue for cue in cues.CUES for _ in range(recipe.planted)]
 
 
+def normalisation(recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, 3×1×1, of the plain scenes: half of the nets would learn nothing without."""
+    ids = tuple(f"zoo-{k}" for k in range(recipe.images))
+    images = datasets.load_ids(CLEAN, ids, Path("data")).images
+    return images.mean((0, 2, 3)).view(3, 1, 1), images.std((0, 2, 3)).view(3, 1, 1)
+
+
 def train_zoo(recipe: Recipe, seen: list[str], progress: Progress) -> Ensemble:
     """One net for each cue in `seen`, all on the same scenes, each with its own cue planted; same seed, same bits."""
     ids = tuple(f"zoo-{k}" for k in range(recipe.images))
+    mean, std = normalisation(recipe)
     different, spec = list(dict.fromkeys(seen)), datasets.world(CLEAN)
     worlds = [datasets.load_ids(f"scenes-{cue}" if cue else CLEAN, ids, Path("data")) for cue in different]
-    images, labels = torch.stack([world.images for world in worlds]), worlds[0].labels
+    images, labels = torch.stack([(world.images - mean) / std for world in worlds]), worlds[0].labels
     which = torch.tensor([different.index(cue) for cue in seen])
     stack = Ensemble.create(ARCHITECTURE, spec.image_shape, len(spec.class_names), len(seen), recipe.seed)
     fields = EnsembleRecipe(ARCHITECTURE, len(seen), recipe.epochs, recipe.batch_size, recipe.learning_rate)
@@ -86,7 +94,14 @@ def load_zoo(path: Path | str) -> dict[str, Classifier]:
         for m, name in enumerate(header["names"]):
             network = ARCHITECTURES[ARCHITECTURE](spec.image_shape, len(spec.class_names))
             network.load_state_dict({key: value[m] for key, value in state.items()}, strict=True)
-            net = Classifier(network, spec.class_names, name=name, image_shape=spec.image_shape)
+            net = Classifier(
+                network,
+                spec.class_names,
+                name=name,
+                image_shape=spec.image_shape,
+                mean=header["mean"],
+                std=header["std"],
+            )
             found[name] = net.eval().requires_grad_(False)
     except (KeyError, IndexError, RuntimeError) as error:
         raise not_a(KIND, path, "its tensors are not those of its networks") from error
@@ -114,7 +129,9 @@ def main() -> None:
     recipe, sealed = parse_recipe(Recipe, args.recipe), open_key(args.key, args.seal)
     with Progress("train the zoo", total=recipe.epochs, unit="epochs") as progress:
         stack = train_zoo(recipe, [*known(recipe), *sealed], progress)
-    write_tensors(args.out, KIND, stack.state, {"names": names(known(recipe), len(sealed)), "recipe": args.recipe})
+    mean, std = (values.flatten().tolist() for values in normalisation(recipe))
+    facts = {"names": names(known(recipe), len(sealed)), "recipe": args.recipe, "mean": mean, "std": std}
+    write_tensors(args.out, KIND, stack.state, facts)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python scripts/verdict_table.py
 """
 
 import json
+import sys
 from pathlib import Path
 
 from common.files import ROOT
@@ -62,6 +63,9 @@ def with_block(text: str, block: str) -> str:
 def pages(root: Path = ROOT) -> dict[Path, str]:
     """The text of every page that carries verdicts, by its path."""
     reports = {path.stem: json.loads(path.read_text()) for path in sorted((root / "reference" / "cpu").glob("*.json"))}
+    for part, report in reports.items():
+        if report["protocol"]["scale"] != "cpu":
+            sys.exit(f"error: reference/cpu/{part}.json is of the {report['protocol']['scale']} scale; run cpu again")
     blocks = {root / "README.md": "\n".join(glance(report, part) for part, report in reports.items())}
     blocks |= {root / folder(part) / "README.md": in_full(report) for part, report in reports.items()}
     return {path: with_block(path.read_text(), block) for path, block in blocks.items()}

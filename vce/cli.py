@@ -7,6 +7,7 @@ import typer
 
 from common.errors import VceError, one_line_errors
 from vce.methods import METHODS, check_pair, find_method
+from vce.text import plain
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 data = typer.Typer(no_args_is_help=True)
@@ -84,8 +85,8 @@ def explain(
     with Progress(method, total=len(paths), unit="images") as progress:
         records = explain_files(paths, request, out, progress)
     for record in records:
-        typer.echo(_line(record), err=record["status"] == "unreadable")
-    typer.echo(f"results in {out}")
+        typer.echo(plain(_line(record)), err=record["status"] == "unreadable")
+    typer.echo(f"results in {plain(str(out))}")
     if any(record["status"] == "unreadable" for record in records):
         raise typer.Exit(1)
 
@@ -139,9 +140,10 @@ def diff(
     with Progress(f"{method_a} and {method_b}", total=2, unit="methods") as progress:
         found = compare(image, names, models, targets, seed, progress)
     page = page_path(out, image, names)
+    replaced = ", instead of the page that was there" if page.exists() else ""
     write_atomic(page, render(found))
     print_diff(found, Console())
-    typer.echo(f"pictures and numbers in {page}")
+    typer.echo(f"pictures and numbers in {plain(str(page))}{replaced}")
 
 
 @app.command()
@@ -275,8 +277,12 @@ def _line(record: dict) -> str:
 
 @one_line_errors
 def main() -> None:
-    """Entry point: an expected problem is one line on stderr and exit code 2."""
-    app()
+    """Entry point: an expected problem is one line on stderr and exit code 2, whatever a file is called."""
+    try:
+        app()
+    except (VceError, OSError) as error:
+        named = isinstance(error, OSError) and f"{error.filename or 'file system'}: {error.strerror or error}"
+        raise VceError(plain(named or str(error))) from error
 
 
 if __name__ == "__main__":

@@ -69,10 +69,11 @@ def load_classifiers(names: tuple[str, str], classifier: str | None) -> tuple[Cl
         free = next((name for name, method in zip(names, methods, strict=True) if not method.own_classifier), None)
         own = models[0] if first.own_classifier else models[1]
         fix = f"give {free} a --classifier that knows {' or '.join(own.class_names[:2])}" if free else "choose others"
-        raise VceError(
-            f"{names[0]} explains {models[0].name} and {names[1]} explains {models[1].name}, which have no class in"
-            f" common; {fix}"
+        told = (
+            f"{name} explains {model.name} ({', '.join(model.class_names[:3])}{' ...' * (len(model.class_names) > 3)})"
+            for name, model in zip(names, models, strict=True)
         )
+        raise VceError(f"{' and '.join(told)}, which have no class in common; {fix}")
     return models
 
 

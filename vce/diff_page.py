@@ -12,6 +12,7 @@ from vce.diff_text import PATH, READING
 from vce.explanation import Explanation
 from vce.methods import METHODS
 from vce.pictures import MAP_TITLE, map_uri, picture_uri
+from vce.text import plain
 
 SIDE = 224  # pictures are drawn about this wide, at a whole multiple of their pixels
 STEM = 50  # characters of a file name that stay in the page's, which a file system limits to 255 bytes
@@ -30,7 +31,7 @@ def render(diff: Diff) -> str:
     top = max(float(each.max()) for each in change)
     record, equals = diff.explanations[0].record, (diff.change, diff.confidence)
     return template.render(
-        image=diff_text.plain(record["image"]),
+        image=plain(record["image"]),
         seed=record["seed"],
         sha256=record["image_sha256"],
         versions=record["versions"],

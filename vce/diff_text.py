@@ -1,6 +1,5 @@
 """What `vce diff` says, in words and tables that the terminal and the page share."""
 
-import unicodedata
 from collections.abc import Callable
 
 from rich.console import Console, Group
@@ -11,8 +10,10 @@ from vce.diff import DIFFERENT, Agreement, Diff, Equal
 from vce.explanation import Explanation
 from vce.methods import METHODS
 from vce.readings import TOP
+from vce.text import plain
 
-DIRECTIONS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # characters that reorder what follows
+CHANCE = "chance: what two changes of these sizes in unrelated places have in common"
+KEY = "Hoyer: sparsity of the change, 0 (even) to 1 (one value); pixels: share that changes; passes: of the classifier"
 
 
 def _percent(value: float) -> str:
@@ -36,13 +37,6 @@ PATH = (
     ("status", "status", str),
 )
 READING = (*PATH[:2], *SIZES)
-
-
-def plain(text: str) -> str:
-    """`text` as one line without control characters and without those that reorder what follows."""
-    line = " ".join(text.encode(errors="replace").decode().split())
-    odd = (unicodedata.category(c) == "Cc" or unicodedata.bidirectional(c) in DIRECTIONS for c in line)
-    return "".join("\ufffd" if is_odd else c for c, is_odd in zip(line, odd, strict=True))
 
 
 def cells(row: dict, columns: tuple[tuple[str, str, Callable], ...]) -> list[str]:
@@ -141,7 +135,7 @@ def print_diff(diff: Diff, console: Console) -> None:
         lines += [Text(), Text(f"{explanation.record['method']} on {classifier}: {source} -> {target}", style="bold")]
         lines += [Text(f"  {remark}") for remark in remarks(explanation)]
         lines.append(_path_table(explanation))
-    lines += [Text("* chosen: the weakest that flips, else the strongest")]
+    lines += [Text("* chosen: the weakest that flips, else the strongest"), Text(KEY)]
     lines += [Text(f"Note: {warning}", style="yellow") for warning in warnings(diff)]
     for equal in (diff.change, diff.confidence):
         lines += [Text(), Text(equal_title(equal), style="bold")]
@@ -151,6 +145,7 @@ def print_diff(diff: Diff, console: Console) -> None:
     lines += [Text(), Text(agreement_title(diff.agreement), style="bold")]
     if not diff.agreement.missing:
         lines.append(_table(["measure", "value", "chance"], agreement_rows(diff.agreement), left=1))
+        lines.append(Text(CHANCE))
     console.print(Group(*lines), highlight=False)
 
 

@@ -86,6 +86,8 @@ class Subject:
             batch = self.explain(
                 **lent, classifier=problem.classifier, rng=problem.rng, strengths=self.strengths, callback=callback
             )
+        if not isinstance(batch, CounterfactualBatch):
+            pytest.fail(f"the method returned a {type(batch).__name__}, not a CounterfactualBatch", pytrace=False)
         touched = [name for name, value in lent.items() if not torch.equal(value, getattr(problem, name))]
         after = _state(problem.classifier)
         touched += [f"classifier.{name}" for name in before if not torch.equal(before[name], after[name])]
@@ -117,6 +119,8 @@ def imported(option: str, config: pytest.Config) -> Callable:
     """What an option names by `package.module:attribute`."""
     path = config.getoption(option)
     module, _, name = path.partition(":")
+    if not name:
+        raise pytest.UsageError(f"--{option} {path}: no function is named; give package.module:function")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -53,9 +53,10 @@ def test_shapes(subject, shape):
     answer = subject.answer(shape)
     batch, images = answer.batch, answer.problem.images
     n, s = len(images), len(subject.strengths)
-    assert isinstance(batch, CounterfactualBatch)
-    assert batch.images.shape == (n, s, *images.shape[1:]) and batch.images.dtype == images.dtype
-    assert tuple(batch.strengths) == tuple(subject.strengths)
+    shape, expected = tuple(batch.images.shape), (n, s, *images.shape[1:])
+    assert shape == expected, f"images of shape {shape}, not {expected}"
+    assert batch.images.dtype == images.dtype, f"images are {batch.images.dtype}, not {images.dtype}"
+    assert tuple(batch.strengths) == tuple(subject.strengths), "the strengths are not those that were asked for"
     for name in ("log_confidence", "distance", "status", "steps", "forward", "backward"):
         assert tuple(getattr(batch, name).shape) == (n, s), name
     assert batch.reference is None or batch.reference.shape == images.shape

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from common.classifiers.ensembles import Ensemble, Recipe, train_ensemble
+from common.classifiers.training import accuracy
 from common.explain import CounterfactualBatch, Explainer, Streams, finish
 from common.generators.vae import VAE
 from comparison.bench import Bench, answers
@@ -89,8 +90,7 @@ def read_by(batch: CounterfactualBatch, images: Tensor, target: Tensor, classifi
 
 def facts(bench: Bench, images: Tensor, distilled: bool = False) -> dict[str, float]:
     """In how many of N images the latent classifier and f see the same class."""
-    same = answers(_system(bench, distilled), images) == answers(bench.classifier, images)
-    return {"agreement": same.float().mean().item()}
+    return {"agreement": accuracy(_system(bench, distilled), images, answers(bench.classifier, images))}
 
 
 def _system(bench: Bench, distilled: bool) -> System:

@@ -3,12 +3,16 @@ that is one file and one entry, and methods that break the contract."""
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from jobs import failing, run
 
 from common.batches import Shard, read_shards
@@ -16,6 +20,7 @@ from common.classifiers import train as classifier_job
 from common.data import split
 from common.errors import VceError
 from common.explain import finish
+from common.files import ROOT
 from common.scales import load_scale
 from comparison import cells, explain, figures, grids, measure, sanity, tables, train, verdicts
 from comparison.entries import parse_entries
@@ -30,6 +35,7 @@ import torch
 
 from common.anchors import towards
 from common.explain import finish
+from common.files import ROOT
 
 
 def explainer(bench, sharpness):
@@ -48,6 +54,7 @@ from dataclasses import replace
 import torch
 
 from common.explain import finish
+from common.files import ROOT
 
 
 def explainer(bench, how):
@@ -70,6 +77,24 @@ def explainer(bench, how):
         if how == "status":
             batch.status[0, 0] = "fine"
         return batch if how != "type" else paths
+
+    return explain
+'''
+SPOILER = '''"""Spoils whatever it can lay its hands on, and answers as it should."""
+
+import torch
+
+from common.explain import finish
+from common.files import ROOT
+
+
+def explainer(bench):
+    def explain(images, source, target, *, classifier, rng, strengths, callback=None):
+        batch = finish(images.clone(), images[:, None].clone(), target, classifier=classifier, strengths=strengths)
+        bench.training.images.zero_()
+        for thing in (images, target, *classifier.parameters()):
+            thing.data.zero_()
+        return batch
 
     return explain
 '''
@@ -107,7 +132,8 @@ def methods():
         f"broken-{how}": {"module": "broken_method", "strengths": {WORLD: [1.0]}, "settings": {"how": how}}
         for how in WAYS
     }
-    return found | {"toy": toy} | broken
+    spoiler = {"module": "spoiling_method", "strengths": {WORLD: [1.0]}}
+    return {"pixel-ascent": found.pop("pixel-ascent"), "spoiler": spoiler} | found | {"toy": toy} | broken
 
 
 def world(kinds, runner_up=()):
@@ -121,6 +147,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison")
     (folder / "toy_method.py").write_text(TOY)
     (folder / "broken_method.py").write_text(BROKEN)
+    (folder / "spoiling_method.py").write_text(SPOILER)
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(folder)
     nets = json.dumps({WORLD: {"l2at": NET, "standard": NET | {"epochs": 3}}})
@@ -136,7 +163,7 @@ def made(tmp_path_factory):
         patch, train, "--worlds", json.dumps({WORLD: {"classifiers": everything, "vae": VAE}}), "--methods", every,
         "--checkpoints", *where, "--out", folder / "prepared", *shared,
     )  # fmt: skip
-    for job, names in {"first": ["pixel-ascent", "svce"], "second": [*methods()][2:]}.items():
+    for job, names in {"first": ["pixel-ascent", "spoiler", "svce"], "second": [*methods()][3:]}.items():
         mine = json.dumps({name: methods()[name] for name in names})
         anchors = ["--anchors"] if job == "first" else []
         run(
@@ -190,7 +217,7 @@ def test_a_method_that_is_one_file_and_one_entry_stands_in_every_table(made, out
 
 
 def test_every_method_and_anchor_is_measured_and_five_methods_are_there(outcomes):
-    expected = {*STRENGTHS, "toy", "identity", "random", "class-mean", "nearest-real", "twin"}
+    expected = {*STRENGTHS, "toy", "spoiler", "identity", "random", "class-mean", "nearest-real", "twin"}
     assert {method for _, method in outcomes.index} == expected
 
 
@@ -242,7 +269,7 @@ def test_the_effect_of_a_path_is_read_off_its_points(made):
 
 def test_nets_that_know_nothing_are_explained_by_every_method(made):
     table = pd.read_csv(made / "results" / "tables" / "sanity.csv")
-    expected = {*STRENGTHS, "toy"}
+    expected = {*STRENGTHS, "toy", "spoiler"}
     for how in ("f", *sanity.KNOWING_NOTHING):
         assert set(table.loc[table["how"] == how, "method"]) == expected
     rows = pd.read_parquet(made / "results" / "sanity.parquet")
@@ -266,6 +293,21 @@ def test_the_table_of_tests_says_what_the_claims_say(made):
     for name, claim in report.items():
         strong = shown.loc[name, "verdict"] in ("contradicted", "inconclusive", "not tested")
         assert claim["verdict"] == (shown.loc[name, "verdict"] if strong else "partly")  # few images: at most partly
+
+
+def test_tables_of_different_runs_are_refused(made, monkeypatch, capsys, tmp_path):
+    """Rows of one run beside paths of another, smaller one."""
+    shutil.copytree(made / "results", tmp_path / "results")
+    path = tmp_path / "results" / "paths.parquet"
+    paths = pd.read_parquet(path)
+    paths[paths["image"] != paths["image"].iloc[0]].to_parquet(path)
+    before = (tmp_path / "results" / "claims.json").read_bytes()
+    said = failing(
+        monkeypatch, capsys, verdicts, "--claims", "comparison/claims.yaml", "--results", tmp_path / "results",
+        "--protocol", "{}", "--level", 0.9,
+    )  # fmt: skip
+    assert "they are of different runs; delete both" in said
+    assert (tmp_path / "results" / "claims.json").read_bytes() == before
 
 
 def test_what_no_classifier_relies_on_is_in_no_targeted_table(made, monkeypatch, tmp_path):
@@ -349,9 +391,23 @@ def test_of_many_classes_only_the_runner_up_is_cut():
         assert set(found["method"]) == expected
 
 
+def test_what_a_method_does_to_its_arguments_is_nobody_elses(made, monkeypatch, tmp_path):
+    """After a method that zeroes images, targets, training images and weights, the next one answers the same bits."""
+    alone = json.dumps({"svce": methods()["svce"]})
+    run(
+        monkeypatch, explain, "--methods", alone, "--worlds", world(["l2at"]), "--checkpoints",
+        f"{WORLD}={made / 'nets' / WORLD}", "--prepared", made / "prepared", "--splits", made / "splits",
+        "--seed", SEED, "--out", tmp_path / "alone.safetensors",
+    )  # fmt: skip
+    (expected,), (found, _) = read_shards(tmp_path / "alone.safetensors"), read_shards(made / "first.safetensors")
+    assert "spoiler" in found.batches
+    assert torch.equal(found.batches["svce"].images, expected.batches["svce"].images)
+    assert torch.equal(found.target, expected.target) and found.accuracy == expected.accuracy
+
+
 def test_shards_that_do_not_belong_together_are_refused(made):
     (shard, _) = read_shards(made / "first.safetensors")
-    with pytest.raises(VceError, match="pixel-ascent, random, svce, twin twice"):
+    with pytest.raises(VceError, match="pixel-ascent, random, spoiler, svce, twin twice"):
         measure.merged([shard, shard])
 
 
@@ -395,3 +451,17 @@ def test_what_no_classifier_changes_is_not_trained_again(made):
 def test_an_unknown_field_of_an_entry_is_one_line():
     with pytest.raises(VceError, match="strength"):
         parse_entries({"mine": {"module": "json", "strength": {}}})
+
+
+def test_methods_that_cannot_be_meant_stop_the_workflow_with_one_line(tmp_path):
+    """A job of no method, a method of no job, a world that is not there: else they are silently not explained."""
+    comparison = load_scale("smoke")["comparison"]
+    comparison["jobs"] = [["pixel-ascent", "mien"], *[[name] for name in comparison["methods"] if name != "fido"][1:]]
+    comparison["methods"]["svce"]["strengths"]["faces"] = [1.0]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"scale": "smoke", "comparison": comparison}))
+    command = [Path(sys.executable).with_name("snakemake"), "all", "-n", "--configfile", tmp_path / "mine.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "job of mien: no such method" in line and "fido: in 0 jobs" in line
+    assert "svce: faces is none of faces-smile, mnist, scenes, zoo" in line

@@ -52,10 +52,10 @@ def test_a_net_that_sees_a_cue_relies_on_it_and_on_no_other():
     assert found["corner"] == 1 and found["hue"] == 0 and 0 < found["sites"] < 1
 
 
-def table(evidence, reliance=1.0):
+def table(evidence, reliance=1.0, accuracy=0.8):
     """Nets with an evidence of one method: clean-*, corner-*, sealed-*; planted ones rely on their cue."""
     lines = [
-        {"net": net, "evidence_m": value, **{f"reliance_{cue}": reliance for cue in cues.CUES}}
+        {"net": net, "accuracy": accuracy, "evidence_m": value, **{f"reliance_{cue}": reliance for cue in cues.CUES}}
         for net, value in evidence.items()
     ]
     return pd.DataFrame(lines)
@@ -81,6 +81,21 @@ def test_a_detector_that_is_blind_has_an_auroc_of_a_half():
 def test_a_planted_net_that_does_not_rely_on_its_cue_has_no_shortcut_to_find():
     found = shortcuts.score_table(table(dict.fromkeys(TRUTH, 0.3), reliance=0.1), ["m"], TRUTH)
     assert not found["planted"].any() and found["auroc"].isna().all()
+    assert found.set_index("nets")["unused"].to_dict() == {"known": 4, "corner": 4, "sites": 0, "hue": 0, "sealed": 1}
+
+
+def test_a_net_that_has_not_learned_its_task_is_not_scored_and_is_counted():
+    nets = table(dict.fromkeys(TRUTH, 0.3))
+    nets.loc[nets["net"].isin(["clean-0", "corner-1", "sealed-1"]), "accuracy"] = 0.2
+    found = shortcuts.score_table(nets, ["m"], TRUTH).set_index("nets")
+    assert found.loc["known", ["planted", "clean", "unfit", "unused"]].tolist() == [3, 3, 2, 0]
+    assert found.loc["sealed", ["planted", "clean", "unfit", "unused"]].tolist() == [0, 2, 1, 0]
+
+
+def test_nets_of_the_zoo_have_learned_their_task(trained):
+    """Without normalised inputs half of them see one class in every picture."""
+    found = pd.read_csv(trained / "shortcut_nets.csv").set_index("net")
+    assert (found["accuracy"] > shortcuts.LEARNED).mean() > 0.8 and found.loc["clean-0", "accuracy"] > 0.6
 
 
 def test_nets_are_named_by_what_they_saw_and_sealed_ones_are_not():
@@ -99,6 +114,7 @@ def trained(tmp_path_factory):
         for name, extra in {"pixel-ascent": {}, "svce": {"p": 1.5}}.items()
         for method in [load_scale("cpu")["comparison"]["methods"][name]]
     }
+    methods["broken"] = methods["svce"] | {"settings": {"p": 0.5, "iterations": 5}}
     run(
         patch, shortcuts, "--zoo", folder / "zoo.safetensors", "--methods", json.dumps(methods), "--key", KEY, "--seal",
         SEAL, "--n", 2, "--level", 0.9, "--seed", 0, "--out", folder,
@@ -131,9 +147,15 @@ def test_what_a_sealed_net_saw_is_told_nowhere(trained):
 def test_every_method_is_scored_on_both_kinds_of_nets(trained):
     found = pd.read_csv(trained / "shortcuts.csv")
     assert set(map(tuple, found[["method", "nets"]].to_numpy())) == {
-        (method, nets) for method in ("pixel-ascent", "svce") for nets in ("known", *cues.CUES, "sealed")
+        (method, nets) for method in ("pixel-ascent", "svce", "broken") for nets in ("known", *cues.CUES, "sealed")
     }
-    assert np.isfinite(found.loc[found["nets"] == "known", "auroc"]).all()
+    assert np.isfinite(found.loc[(found["nets"] == "known") & (found["method"] != "broken"), "auroc"]).all()
+
+
+def test_a_method_that_fails_on_a_net_is_refused_with_its_reason(trained):
+    found = pd.read_csv(trained / "shortcut_refused.csv")
+    assert set(found["method"]) == {"broken"} and set(found["net"]) == set(zoo.load_zoo(trained / "zoo.safetensors"))
+    assert found["reason"].str.contains("p").all()
 
 
 def test_too_many_images_are_one_line(trained, monkeypatch, capsys):

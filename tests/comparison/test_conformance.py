@@ -183,7 +183,7 @@ def test_without_a_method_the_kit_is_not_collected(kit):
     ("arguments", "said"),
     [
         (["--explainer", "nowhere:explain"], "--explainer nowhere:explain: No module named 'nowhere'; give"),
-        (["--explainer", "common.anchors"], "--explainer common.anchors: module 'common.anchors' has no attribute ''"),
+        (["--explainer", "common.anchors"], "--explainer common.anchors: no function is named"),
         (["--explainer", "toy_explainers:nan", "--classifier", "toy_explainers:no"], "--classifier toy_explainers:no:"),
         (["--untargeted"], "--untargeted: says how a method is tested; name the method by --explainer"),
     ],

@@ -377,6 +377,18 @@ def test_the_same_command_gives_the_same_page_but_for_seconds(here, capsys):
     assert [file.name for file in (here / "out").iterdir()] == ["rose-svce-fido.html"]
 
 
+def test_a_terminal_gets_no_commands_from_file_names(here, capsys):
+    """Neither in an error nor in the last line; and a page that was there is not replaced without a word."""
+    image, missing = "re\x1b[31md\u202e.png", "go\x1b]0;owned\x07ne.png"
+    paint(here / image)
+    code, _, err = on_colours(capsys, "svce", "fido", "--image", missing)
+    assert code == 2 and len(err) == 1 and "\x1b" not in err[0] and "\x07" not in err[0] and "owned" in err[0]
+    _, first, _ = on_colours(capsys, "svce", "fido", "--image", image)
+    _, second, _ = on_colours(capsys, "svce", "fido", "--image", image)
+    assert not {"\x1b", "\u202e"} & set(first + second)
+    assert "instead of the page that was there" in second and "instead of the page" not in first
+
+
 def test_hostile_names_are_shown_as_text(here, capsys):
     script, long = "</script><script>alert(1)</script>", "אבג \u202egnp" + "x" * 300
     (here / "hostile.py").write_text(
@@ -440,8 +452,8 @@ def test_methods_with_classifiers_of_their_own(here, digits, capsys):
         (("svce", "fido", "--target", "red rose"), "rose.png: colournet:Net already predicts 'red rose'; choose "),
         (
             ("svce", "clarity", "--target", "1"),
-            "svce explains colournet:Net and clarity explains clarity/mnist l-sample-m2, which have no class in common;"
-            " give svce a --classifier that knows 0 or 1",
+            "svce explains colournet:Net (red rose, green pea, green leaf) and clarity explains clarity/mnist"
+            " l-sample-m2 (0, 1, 2 ...), which have no class in common; give svce a --classifier that knows 0 or 1",
         ),
         (("svce", "fido", "--image", "gone.png"), "gone.png: No such file or directory; name a readable image file"),
         (("svce", "fido", "--image", "."), ".: Is a directory; name a readable image file"),
