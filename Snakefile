@@ -48,6 +48,7 @@ rule all:
     input:
         lambda _: [file for part in PARTS for file in RESULTS_OF[part]],
         lambda _: [file for part in PARTS for file in FIGURES_OF[part]],
+        f"{RESULTS}/report/index.html",
 
 
 rule data:
@@ -78,3 +79,6 @@ onsuccess:
                 print(
                     f"{part} {name:>3}  {claim['verdict']:<13} {claim['statement']}"
                 )
+    report = Path(RESULTS, "report", "index.html")
+    if report.is_file():
+        print(f"report: {report}")

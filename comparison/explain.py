@@ -119,7 +119,7 @@ def main() -> None:
             mine = [entry for entry in entries if world in entry.strengths]
             kinds, radii = settings["classifiers"], settings["random_radii"] if args.anchors else []
             for bench in load_benches(world, kinds, args.seed, folders[world], table, args.data, prepared):
-                sizes = {STARTS: settings["n"], RUNNER_UP: settings["runner_up"].get(bench.kind)}
+                sizes = {STARTS: settings["n"][bench.kind], RUNNER_UP: settings["runner_up"].get(bench.kind)}
                 for starts, n in sizes.items():
                     if n is None:
                         continue

@@ -517,6 +517,36 @@ rule comparison_grids:
         " 2> >(tee {log} >&2)"
 
 
+rule report:
+    input:
+        lambda _: [file for part in PARTS for file in RESULTS_OF[part]],
+        lambda _: [file for part in PARTS for file in FIGURES_OF[part]],
+        rows=f"{COMPARISON_RESULTS}/rows.parquet",
+        shards=[
+            f"{COMPARED}/batches/{job}-{config['seeds'][0]}.safetensors"
+            for job in COMPARED_JOBS
+        ],
+        data=COMPARED_DATA,
+        pages=[
+            str(path) for path in sorted(Path("comparison/report/templates").iterdir())
+        ],
+        captions="comparison/report/captions.yaml",
+        deviations=[
+            "comparison/README.md",
+            *(f"papers/{part}/README.md" for part in PARTS if part != "comparison"),
+        ],
+    output:
+        f"{RESULTS}/report/index.html",
+    log:
+        f"{LOGS}/comparison/report.log",
+    params:
+        src=digest("comparison.report.site"),
+        folder=f"{RESULTS}/report",
+        scale=scale,
+    shell:
+        "python -m comparison.report.site --scale {params.scale} --out {params.folder} > {log} 2> >(tee -a {log} >&2)"
+
+
 rule comparison_results:
     input:
         RESULTS_OF["comparison"],

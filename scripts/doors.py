@@ -96,9 +96,9 @@ def tiny(config: dict) -> dict:
         "comparison": {
             "classifiers": brief(config["comparison"]["classifiers"]),
             "worlds": {
-                "faces-smile": {"n": 4, "vae": {"images": 100, "epochs": 1}},
-                "mnist": {"n": 4, "runner_up": {"l2at": 4}},
-                "scenes": {"n": 4, "runner_up": {"l2at": 4}},
+                "faces-smile": {"n": {"l2at": 4, "standard": 4}, "vae": {"images": 100, "epochs": 1}},
+                "mnist": {"n": {"l2at": 4}, "runner_up": {"l2at": 4}},
+                "scenes": {"n": {"l2at": 4}, "runner_up": {"l2at": 4}},
             },
             "sanity": {"n": 2},
             "zoo": {"recipe": {"images": 100, "epochs": 1}, "n": 2},
@@ -225,11 +225,18 @@ def edited_modules(doors: Doors) -> None:
             "comparison_figures",
             "comparison_grids",
             "verdict_figure",
+            "report",
         },
-        "papers/svce/exactness.py": {"svce_exactness", "svce_verdicts", "svce_judged_figures", "verdict_figure"},
-        "papers/clarity/tables.py": {"clarity_tables"},
-        "papers/disc/tables.py": {"disc_tables"},
-        "papers/fido/pictures.py": {"fido_grids", "fido_photos"},
+        "papers/svce/exactness.py": {
+            "svce_exactness",
+            "svce_verdicts",
+            "svce_judged_figures",
+            "verdict_figure",
+            "report",
+        },
+        "papers/clarity/tables.py": {"clarity_tables", "report"},
+        "papers/disc/tables.py": {"disc_tables", "report"},
+        "papers/fido/pictures.py": {"fido_grids", "fido_photos", "report"},
         "common/verdicts.py": {
             "svce_verdicts",
             "svce_judged_figures",
@@ -241,6 +248,7 @@ def edited_modules(doors: Doors) -> None:
             "comparison_tables",
             "comparison_figures",
             "verdict_figure",
+            "report",
         },
         "comparison/methods/svce.py": {
             "comparison_explain_pixel_ascent",
@@ -253,6 +261,7 @@ def edited_modules(doors: Doors) -> None:
             "comparison_figures",
             "comparison_grids",
             "verdict_figure",
+            "report",
         },
     }
     for name, rules in expected.items():

@@ -27,3 +27,8 @@ else
 fi
 echo "figures:  figures/$scale/"
 echo "verdicts: results/$scale/ (claims.json and tables/ of each paper)"
+if [ "$1" = repro ]; then
+    echo "report:   vce report --scale $scale"
+else
+    echo "report:   results/$scale/report/index.html"
+fi

@@ -226,6 +226,24 @@ def plan(scale: Annotated[str, typer.Option(help="A file of config/, without its
     typer.echo(f"about {total:.0f} core-minutes, {total / 2:.0f} min on 2 cores")
 
 
+@app.command()
+def report(
+    scale: Annotated[str, typer.Option(help="A file of config/, without its ending.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Folder of the pages; by default results/SCALE/report.")] = None,
+) -> None:
+    """Build the report from the results that are there, and print the path of its front page. What is missing, or was
+    made by another recipe, is named as such.
+
+    Example: vce report --scale smoke
+    """
+    from common.files import ROOT
+    from comparison.report.site import build
+
+    if not (ROOT / "config" / f"{scale}.yaml").is_file():
+        raise VceError(f"--scale {scale}: there is no config/{scale}.yaml")
+    typer.echo(build(ROOT, scale, out or ROOT / "results" / scale / "report", ROOT / "data"))
+
+
 @data.command("list")
 def data_list() -> None:
     """List the versioned files: name, size, whether the bytes are here, where they come from, licence."""

@@ -304,7 +304,7 @@ def _comparison_passes(rule: str, comparison: dict, splits: dict) -> int:
     for job in comparison["jobs"]:
         if rule == rule_of("comparison_explain", job[:1]):
             return sum(
-                (settings["n"] * len(settings["classifiers"]) + sum(settings.get("runner_up", {}).values()))
+                (sum(settings["n"].values()) + sum(settings.get("runner_up", {}).values()))
                 * _method_passes(methods[name], world)
                 for name in job
                 for world, settings in worlds.items()

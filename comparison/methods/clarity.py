@@ -31,9 +31,9 @@ def prepare(
     learning_rate: float,
     between: int,
 ) -> None:
-    """One ensemble learns the labels of the training images from samples of q(z|x). One for each classifier learns what
-    that answers to `between` decoded latents on the way from one image to another: of training images alone it would
-    learn the labels again."""
+    """One ensemble for a folder learns the labels of the training images from samples of q(z|x). One for each
+    classifier learns what that answers to `between` decoded latents on the way from one image to another: of training
+    images alone it would learn the labels again."""
     first, vae = benches[0], benches[0].vae()
     recipe = Recipe("mlp", members, epochs, batch_size, learning_rate)
     mean, std = vae.latents(first.training.images)
@@ -41,7 +41,8 @@ def prepare(
     def fresh(rows: Tensor, generator: torch.Generator) -> Tensor:
         return mean[rows] + std[rows] * torch.randn(*rows.shape, mean.shape[1], generator=generator)
 
-    _teach(first, vae, recipe, fresh, first.training.labels, first.calibration.labels, own=False)
+    if not first.file("clarity").exists():
+        _teach(first, vae, recipe, fresh, first.training.labels, first.calibration.labels, own=False)
     progress()
     z = mixed(mean, between, first.seed)
     with torch.no_grad():

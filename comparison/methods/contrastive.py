@@ -46,15 +46,17 @@ class Classes(nn.Module):
 def prepare(
     benches: list[Bench], progress: Callable[[], None], components: int, annotator_epochs: int, shift: dict
 ) -> None:
-    """The mixture that latents are drawn from and the annotator of a face's other attributes, once; then one shift for
-    each classifier."""
+    """The mixture that latents are drawn from and the annotator of a face's other attributes, once for a folder; then
+    one shift for each classifier."""
     first, vae = benches[0], benches[0].vae()
-    prior = Mixture.fit(_encoded(first, vae, DENSE * components), components, first.seed)
-    annotator = _train_annotator(first, annotator_epochs)
-    parts = {f"prior/{name}": value for name, value in vars(prior).items()}
-    parts |= {f"annotator/{name}": value for name, value in annotator.state_dict().items()}
-    write_tensors(first.file("annotator"), KIND, parts, {})
+    if not first.file("annotator").exists():
+        prior = Mixture.fit(_encoded(first, vae, DENSE * components), components, first.seed)
+        parts = {f"prior/{name}": value for name, value in vars(prior).items()}
+        state = _train_annotator(first, annotator_epochs).state_dict()
+        parts |= {f"annotator/{name}": value for name, value in state.items()}
+        write_tensors(first.file("annotator"), KIND, parts, {})
     progress()
+    prior, annotator = _shared(first)
     for bench in benches:
         system = _system(bench, vae, prior, annotator)
         recipe = Recipe(**shift)
@@ -66,14 +68,7 @@ def prepare(
 def explainer(bench: Bench) -> Explainer:
     """One step per image and α; the confidence is f's, at the image that the generator draws."""
     vae = bench.vae()
-    _, parts = read_tensors(bench.file("annotator"), KIND)
-
-    def part(name: str) -> dict[str, Tensor]:
-        return {key.partition("/")[2]: value for key, value in parts.items() if key.startswith(f"{name}/")}
-
-    annotator = _annotator(bench.world)
-    annotator.load_state_dict(part("annotator"), strict=True)
-    system = _system(bench, vae, Mixture(**part("prior")), annotator.eval())
+    system = _system(bench, vae, *_shared(bench))
     S, _ = load_shift(bench.file("shift", own=True), system)
 
     @torch.no_grad()
@@ -109,6 +104,18 @@ def wanted(system: System, drawn: Tensor, target: Tensor) -> Tensor:
         present = (system.asked(drawn) > 0).long()
         return condition(present, 0, target, "clamp_others")
     return 2.0 * torch.nn.functional.one_hot(target, system.m) - 1
+
+
+def _shared(bench: Bench) -> tuple[Mixture, nn.Module]:
+    """The mixture and the annotator that all classifiers of a folder share."""
+    _, parts = read_tensors(bench.file("annotator"), KIND)
+
+    def part(name: str) -> dict[str, Tensor]:
+        return {key.partition("/")[2]: value for key, value in parts.items() if key.startswith(f"{name}/")}
+
+    annotator = _annotator(bench.world)
+    annotator.load_state_dict(part("annotator"), strict=True)
+    return Mixture(**part("prior")), annotator.eval().requires_grad_(False)
 
 
 def _system(bench: Bench, vae: VAE, prior: Mixture, annotator: nn.Module) -> System:

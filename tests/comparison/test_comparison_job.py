@@ -137,7 +137,8 @@ def methods():
 
 
 def world(kinds, runner_up=()):
-    facts = {"classifiers": kinds, "n": N, "runner_up": dict.fromkeys(runner_up, N - 1), "random_radii": [0.4, 3.2]}
+    sizes = {"n": dict.fromkeys(kinds, N), "runner_up": dict.fromkeys(runner_up, N - 1)}
+    facts = {"classifiers": kinds, "random_radii": [0.4, 3.2], **sizes}
     return json.dumps({WORLD: facts})
 
 
@@ -413,7 +414,8 @@ def test_shards_that_do_not_belong_together_are_refused(made):
 
 def test_too_few_pairs_are_one_line(made, monkeypatch, capsys):
     said = failing(
-        monkeypatch, capsys, explain, "--methods", "{}", "--worlds", world(["l2at"]).replace(f'"n": {N}', '"n": 1000'),
+        monkeypatch, capsys, explain, "--methods", "{}", "--worlds",
+        world(["l2at"]).replace(f'"l2at": {N}', '"l2at": 1000'),
         "--checkpoints", f"{WORLD}={made / 'nets' / WORLD}", "--prepared", made, "--splits", made / "splits",
         "--seed", 0, "--out", made / "none.safetensors",
     )  # fmt: skip

@@ -125,9 +125,13 @@ def test_passes_of_the_comparison_by_hand():
         "comparison": {
             "classifiers": {"w": {"standard": {"epochs": 2}, "l2at": {"epochs": 3, "adversary": {"l2": 1}}}},
             "worlds": {
-                "w": {"classifiers": {"standard": [1], "l2at": [0, 1]}, "n": 10, "vae": {"images": 50, "epochs": 3}},
-                "v": {"classifiers": {"l2at": [0, 1]}, "n": 7, "vae": "v", "runner_up": {"l2at": 2}},
-                "u": {"classifiers": {"l2at": [0, 1]}, "n": 3},
+                "w": {
+                    "classifiers": {"standard": [1], "l2at": [0, 1]},
+                    "n": {"standard": 8, "l2at": 10},
+                    "vae": {"images": 50, "epochs": 3},
+                },
+                "v": {"classifiers": {"l2at": [0, 1]}, "n": {"l2at": 7}, "vae": "v", "runner_up": {"l2at": 2}},
+                "u": {"classifiers": {"l2at": [0, 1]}, "n": {"l2at": 3}},
             },
             "methods": {
                 "ascent": {"settings": {"iterations": 9}, "strengths": {"w": [1, 2], "v": [1], "zoo": [1, 2, 3]}},
@@ -143,8 +147,8 @@ def test_passes_of_the_comparison_by_hand():
     assert passes_of("comparison_classifiers_0", config) == 100 * 3 * 3
     assert passes_of("comparison_classifiers_1", config) == 100 * (2 + 3 * 3)
     assert passes_of("comparison_prepare", config) == 50 * 3 + 2 * 20 + 20 + 2 * planning.INFILL_BATCH
-    assert passes_of("comparison_explain_ascent", config) == 20 * 20 + 9 * 10 + 20 * 30
-    assert passes_of("comparison_explain_maps", config) == 9 * 24 + (20 + 9) * planning.LATENT_STEPS
+    assert passes_of("comparison_explain_ascent", config) == 18 * 20 + 9 * 10 + 18 * 30
+    assert passes_of("comparison_explain_maps", config) == 9 * 24 + (18 + 9) * planning.LATENT_STEPS
     nets = 2 + 4 * planning.CUES + planning.SEALED
     assert passes_of("comparison_zoo", config) == nets * 30
     assert passes_of("comparison_shortcuts", config) == nets * 2 * 30
