@@ -21,6 +21,11 @@ RECORDED = ("recipe", "rules", "rows", "pairs", "seeds", "scale")
 LIBRARIES = ("torch", "numpy", "pandas", "scikit-learn", "snakemake")
 
 
+def surroundings() -> dict[str, str]:
+    """Versions of the libraries that make numbers, and the machine: only with the same can bits agree."""
+    return {name.replace("-", "_"): version(name) for name in LIBRARIES} | {"machine": platform.machine()}
+
+
 def reference(claims: Path, cost: Path) -> dict:
     """The content of a reference file from a run's claims.json and cost.parquet.
 
@@ -30,9 +35,8 @@ def reference(claims: Path, cost: Path) -> dict:
     if len(made) != 1 or made[0] == "unknown" or made[0].endswith("-dirty"):
         raise VceError(f"{cost}: rows made at {', '.join(made)}; run the scale in a fresh clone of one commit")
     report = json.loads(claims.read_text())
-    machine = {name.replace("-", "_"): version(name) for name in LIBRARIES} | {"machine": platform.machine()}
     protocol = {name: report["protocol"][name] for name in RECORDED}
-    return {"protocol": {**protocol, "commit": made[0], **machine}, "claims": report["claims"]}
+    return {"protocol": {**protocol, "commit": made[0], **surroundings()}, "claims": report["claims"]}
 
 
 @one_line_errors

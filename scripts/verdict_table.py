@@ -1,5 +1,5 @@
-"""Write the verdicts of reference/cpu/*.json into README.md, at a glance, and into the README of each paper and of the
-comparison, in full.
+"""Write the verdicts of reference/cpu/*.json into README.md, at a glance, into the README of each paper and of the
+comparison, in full, and all of them into docs/replication.md, a report to print (pandoc docs/replication.md -o it.pdf).
 
 python scripts/verdict_table.py
 """
@@ -8,8 +8,16 @@ import json
 import sys
 from pathlib import Path
 
+import yaml
+
 from common.files import ROOT
 
+PAPERS = ("svce", "clarity", "disc", "fido", "contrastive")  # in the order of CITATION.cff
+PREAMBLE = (
+    "Verdicts of the committed run. *Ours* is the first test of a claim: mean, 95 % interval, n. A paper's own",
+    "value is `unknown` where its specification has none; the two were measured on other data, and are not comparable",
+    "as numbers.",
+)
 START, END = "<!-- verdicts -->\n", "<!-- /verdicts -->"
 
 
@@ -31,12 +39,9 @@ def in_full(report: dict) -> str:
     """The same with each claim's first test, its failed tests and the paper's value."""
     lines = []
     for name, claim in in_order(report["claims"]):
-        measured = "not measured"
-        if claim["measured"] is not None:
-            measured = f"{claim['measured']:.3g} [{claim['low']:.3g}, {claim['high']:.3g}], n = {claim['n']}"
         note = f"<br><sub>{claim['note']}</sub>" if claim["note"] else ""
         lines.append(
-            f"| {name} | {claim['statement']}{note} | **{claim['verdict']}** | {measured} | {claim['paper']} |"
+            f"| {name} | {claim['statement']}{note} | **{claim['verdict']}** | {measured(claim)} | {claim['paper']} |"
         )
     columns = ["| | claim | verdict | first test: mean [95 %] | the paper's value |", "|---|---|---|---|---|"]
     return "\n".join([f"Committed run: {head(report)}.", "", *columns, *lines]) + "\n"
@@ -60,6 +65,30 @@ def with_block(text: str, block: str) -> str:
     return before + START + block + END + rest.split(END)[1]
 
 
+def replication(reports: dict[str, dict], citation: dict) -> str:
+    """A report of its own: a table per paper of what it claims, what it says it measured, and what was measured
+    here."""
+    papers = dict(zip(PAPERS, citation["references"], strict=True))
+    title, author = json.dumps(citation["title"]), json.dumps(citation["authors"][0]["name"])
+    lines = ["---", f"title: {title}", f"author: {author}", "geometry: margin=2cm", "---", "", *PREAMBLE, ""]
+    for part, report in reports.items():
+        name = papers[part]["title"] if part in papers else "The methods side by side"
+        columns = ["| claim | paper | ours | verdict |", "|:------------------|:-------|:---------|:-----|"]
+        rows = [
+            f"| {name}. {claim['statement']} | {claim['paper']} | {measured(claim)} | {claim['verdict']} |"
+            for name, claim in in_order(report["claims"])
+        ]
+        lines += [f"## {name}", "", f"{head(report)}.", "", *columns, *rows, ""]
+    return "\n".join(lines)
+
+
+def measured(claim: dict) -> str:
+    """Mean, interval and n of a claim's first test."""
+    if claim["measured"] is None:
+        return "not measured"
+    return f"{claim['measured']:.3g} [{claim['low']:.3g}, {claim['high']:.3g}], n = {claim['n']}"
+
+
 def pages(root: Path = ROOT) -> dict[Path, str]:
     """The text of every page that carries verdicts, by its path."""
     reports = {path.stem: json.loads(path.read_text()) for path in sorted((root / "reference" / "cpu").glob("*.json"))}
@@ -68,7 +97,9 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
             sys.exit(f"error: reference/cpu/{part}.json is of the {report['protocol']['scale']} scale; run cpu again")
     blocks = {root / "README.md": "\n".join(glance(report, part) for part, report in reports.items())}
     blocks |= {root / folder(part) / "README.md": in_full(report) for part, report in reports.items()}
-    return {path: with_block(path.read_text(), block) for path, block in blocks.items()}
+    found = {path: with_block(path.read_text(), block) for path, block in blocks.items()}
+    citation = yaml.safe_load((root / "CITATION.cff").read_text())
+    return found | {root / "docs" / "replication.md": replication(reports, citation)}
 
 
 if __name__ == "__main__":

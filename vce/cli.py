@@ -227,6 +227,46 @@ def plan(scale: Annotated[str, typer.Option(help="A file of config/, without its
 
 
 @app.command()
+def verify(
+    scale: Annotated[str, typer.Option(help="A scale whose results are committed in reference/.")] = "cpu",
+    tier: Annotated[str, typer.Option(help="What every paper has to reach: bitwise, tolerance or statistical.")] = (
+        "statistical"
+    ),
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="Compare the results that lie there; measure nothing.")
+    ] = False,
+) -> None:
+    """Measure a scale again and compare it with the committed results: bit by bit, within what kernels differ by, or
+    within each other's intervals. A line for every claim that moved; exit code 1 where a paper falls short of --tier.
+
+    Example: vce verify --scale smoke --tier bitwise
+
+    Pictures that were explained are measured anew; what was not run at all is run first.
+    """
+    from common.files import ROOT
+    from vce.verify import TIERS, compare, differences, measure_again, references
+
+    if tier not in TIERS[:-1]:
+        raise VceError(f"--tier {tier}: choose one of {', '.join(TIERS[:-1])}")
+    committed = references(scale)
+    if not as_is:
+        measure_again(scale, list(committed))
+    found = [
+        compare(part, reference, ROOT / "results" / scale / part / "claims.json")
+        for part, reference in committed.items()
+    ]
+    for part in found:
+        typer.echo(f"{part.part:12} {part.tier:12} {part.why or f'{len(part.moved)} claims moved'}".rstrip())
+        for line in part.moved:
+            typer.echo(f"    {line}")
+    others = sorted({text for reference in committed.values() for text in differences(reference)})
+    if others:
+        typer.echo(f"other surroundings than the committed run's: {'; '.join(others)}")
+    if any(TIERS.index(part.tier) > TIERS.index(tier) for part in found):
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
     scale: Annotated[str, typer.Option(help="A file of config/, without its ending.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder of the pages; by default results/SCALE/report.")] = None,
