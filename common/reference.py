@@ -3,7 +3,8 @@
     python -m common.reference --scale cpu --paper svce
 
 Writes reference/<scale>/<paper>.json: the verdicts, the hashes of their protocol, and beside them (unhashed) the
-commit at which the counterfactuals were made, library versions and machine.
+commit at which the counterfactuals were made, library versions and machine; and reference/curves/<scale>/<paper>.csv,
+the mean path of every method, for `dvc plots diff`.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import pandas as pd
 from common.errors import VceError, one_line_errors
 from common.files import ROOT, write_atomic
 
+CURVE = ["world", "classifier", "method", "strength", "n", "distance", "confidence", "oracle_valid"]
 RECORDED = ("recipe", "rules", "rows", "pairs", "seeds", "scale")
 LIBRARIES = ("torch", "numpy", "pandas", "scikit-learn", "snakemake")
 
@@ -48,9 +50,11 @@ def main() -> None:
     claims = ROOT / "results" / args.scale / args.paper / "claims.json"
     if not claims.is_file():
         raise VceError(f"{claims.relative_to(ROOT)}: not there; run `snakemake all --config scale={args.scale}` first")
-    out = ROOT / "reference" / args.scale / f"{args.paper}.json"
+    folder, out = claims.parent, ROOT / "reference" / args.scale / f"{args.paper}.json"
     cost = ROOT / "work" / args.scale / args.paper / "cost.parquet"
     write_atomic(out, json.dumps(reference(claims, cost), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    paths = pd.read_csv(folder / "tables" / "strengths.csv")[CURVE]
+    write_atomic(ROOT / "reference" / "curves" / args.scale / f"{args.paper}.csv", paths.to_csv(index=False))
 
 
 if __name__ == "__main__":

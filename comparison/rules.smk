@@ -547,6 +547,27 @@ rule report:
         "python -m comparison.report.site --scale {params.scale} --out {params.folder} > {log} 2> >(tee -a {log} >&2)"
 
 
+rule crate:
+    input:
+        lambda _: [file for part in PARTS for file in RESULTS_OF[part]],
+        lambda _: [file for part in PARTS for file in FIGURES_OF[part]],
+        "CITATION.cff",
+        "Snakefile",
+        "dvc.lock",
+        "requirements.lock",
+        f"config/{scale}.yaml",
+    output:
+        f"{RESULTS}/crate/ro-crate-metadata.json",
+    log:
+        f"{LOGS}/comparison/crate.log",
+    params:
+        src=digest("comparison.report.crate"),
+        folder=f"{RESULTS}/crate",
+        scale=scale,
+    shell:
+        "python -m comparison.report.crate --scale {params.scale} --out {params.folder} > {log} 2> >(tee -a {log} >&2)"
+
+
 rule comparison_results:
     input:
         RESULTS_OF["comparison"],

@@ -30,7 +30,7 @@ def references(scale: str, root: Path = ROOT) -> dict[str, dict]:
     """The committed results of a scale by part. Raises VceError where there are none."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted((root / "reference" / scale).glob("*.json"))}
     if not found:
-        known = sorted(path.name for path in (root / "reference").iterdir())
+        known = sorted({path.parent.name for path in (root / "reference").glob("*/*.json")})
         raise VceError(f"--scale {scale}: nothing is committed in reference/{scale}; choose {' or '.join(known)}")
     return found
 
