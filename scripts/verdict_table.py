@@ -12,6 +12,7 @@ import yaml
 
 from common.files import ROOT
 
+VERDICTS = ("supported", "partly", "contradicted", "inconclusive", "not tested")
 PAPERS = ("svce", "clarity", "disc", "fido", "contrastive")  # in the order of CITATION.cff
 PREAMBLE = (
     "Verdicts of the committed run. *Ours* is the first test of a claim: mean, 95 % interval, n. A paper's own",
@@ -26,13 +27,15 @@ def folder(part: str) -> str:
     return part if part == "comparison" else f"papers/{part}"
 
 
-def glance(report: dict, part: str) -> str:
-    """The verdicts of one reference as a narrow Markdown table."""
-    lines = [
-        f"| {name} | {claim['statement']} | **{claim['verdict']}** |" for name, claim in in_order(report["claims"])
-    ]
-    return "\n".join([f"**[{part}]({folder(part)}/README.md#verdicts)**, {head(report)}", "", "| | claim | verdict |",
-                      "|---|---|---|", *lines]) + "\n"  # fmt: skip
+def glance(reports: dict[str, dict]) -> str:
+    """How many claims of each part have each verdict, as one Markdown table."""
+    lines = []
+    for part, report in reports.items():
+        found = [claim["verdict"] for claim in report["claims"].values()]
+        counts = " | ".join(str(found.count(verdict) or "") for verdict in VERDICTS)
+        lines.append(f"| [{part}]({folder(part)}/README.md#verdicts) | {counts} | {head(report)} |")
+    columns = [f"| | {' | '.join(VERDICTS)} | committed run |", "|---|" + "---|" * (len(VERDICTS) + 1)]
+    return "\n".join([*columns, *lines]) + "\n"
 
 
 def in_full(report: dict) -> str:
@@ -95,7 +98,7 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
     for part, report in reports.items():
         if report["protocol"]["scale"] != "cpu":
             sys.exit(f"error: reference/cpu/{part}.json is of the {report['protocol']['scale']} scale; run cpu again")
-    blocks = {root / "README.md": "\n".join(glance(report, part) for part, report in reports.items())}
+    blocks = {root / "README.md": glance(reports)}
     blocks |= {root / folder(part) / "README.md": in_full(report) for part, report in reports.items()}
     found = {path: with_block(path.read_text(), block) for path, block in blocks.items()}
     citation = yaml.safe_load((root / "CITATION.cff").read_text())
