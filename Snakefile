@@ -66,6 +66,7 @@ include: "papers/disc/rules.smk"
 include: "papers/fido/rules.smk"
 include: "papers/contrastive/rules.smk"
 include: "comparison/rules.smk"
+include: "comparison/report/rules.smk"
 
 
 onsuccess:

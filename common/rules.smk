@@ -209,7 +209,11 @@ rule verdict_figure:
     input:
         f"{RESULTS}/{{paper}}/tables/tests.csv",
     output:
-        f"{FIGURES}/{{paper}}/verdicts.png",
+        report(
+            f"{FIGURES}/{{paper}}/verdicts.png",
+            category="Verdicts",
+            labels={"part": "{paper}"},
+        ),
         f"{FIGURES}/{{paper}}/verdicts.svg",
     log:
         f"{LOGS}/{{paper}}/verdict_figure.log",

@@ -504,7 +504,11 @@ rule comparison_grids:
         ],
         data=COMPARED_DATA,
     output:
-        f"{FIGURES}/comparison/side_by_side.png",
+        report(
+            f"{FIGURES}/comparison/side_by_side.png",
+            category="Side by side",
+            labels={"part": "comparison"},
+        ),
         f"{FIGURES}/comparison/side_by_side.svg",
     log:
         f"{LOGS}/comparison/grids.log",
@@ -515,57 +519,6 @@ rule comparison_grids:
     shell:
         "python -m comparison.grids --shards {input.shards} --level {params.level} --out {output[0]}"
         " 2> >(tee {log} >&2)"
-
-
-rule report:
-    input:
-        lambda _: [file for part in PARTS for file in RESULTS_OF[part]],
-        lambda _: [file for part in PARTS for file in FIGURES_OF[part]],
-        rows=f"{COMPARISON_RESULTS}/rows.parquet",
-        shards=[
-            f"{COMPARED}/batches/{job}-{config['seeds'][0]}.safetensors"
-            for job in COMPARED_JOBS
-        ],
-        data=COMPARED_DATA,
-        pages=[
-            str(path) for path in sorted(Path("comparison/report/templates").iterdir())
-        ],
-        captions="comparison/report/captions.yaml",
-        deviations=[
-            "comparison/README.md",
-            *(f"papers/{part}/README.md" for part in PARTS if part != "comparison"),
-        ],
-    output:
-        f"{RESULTS}/report/index.html",
-    log:
-        f"{LOGS}/comparison/report.log",
-    params:
-        src=digest("comparison.report.site"),
-        folder=f"{RESULTS}/report",
-        scale=scale,
-    shell:
-        "python -m comparison.report.site --scale {params.scale} --out {params.folder} > {log} 2> >(tee -a {log} >&2)"
-
-
-rule crate:
-    input:
-        lambda _: [file for part in PARTS for file in RESULTS_OF[part]],
-        lambda _: [file for part in PARTS for file in FIGURES_OF[part]],
-        "CITATION.cff",
-        "Snakefile",
-        "dvc.lock",
-        "requirements.lock",
-        f"config/{scale}.yaml",
-    output:
-        f"{RESULTS}/crate/ro-crate-metadata.json",
-    log:
-        f"{LOGS}/comparison/crate.log",
-    params:
-        src=digest("comparison.report.crate"),
-        folder=f"{RESULTS}/crate",
-        scale=scale,
-    shell:
-        "python -m comparison.report.crate --scale {params.scale} --out {params.folder} > {log} 2> >(tee -a {log} >&2)"
 
 
 rule comparison_results:

@@ -66,8 +66,8 @@ def build(root: Path, scale: str, out: Path) -> Path:
             "name": "Snakefile", "version": citation["version"], "creator": author, "license": citation["license"],
         },
     )  # fmt: skip
-    rules = [root / "common/rules.smk", root / "comparison/rules.smk", *sorted((root / "papers").glob("*/rules.smk"))]
-    workflow["hasPart"] = [_file(crate, root, path) for path in rules if path.is_file()]
+    rules = sorted(path for folder in ("common", "papers", "comparison") for path in (root / folder).rglob("rules.smk"))
+    workflow["hasPart"] = [_file(crate, root, path) for path in rules]
     named = sorted({name.format(scale=scale) for name in SETTINGS})
     settings = [_file(crate, root, root / name) for name in named if (root / name).is_file()]
     files = {path: _file(crate, root, path) for path in results(root, scale)}
