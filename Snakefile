@@ -7,6 +7,7 @@ from pathlib import Path
 from common.digest import digest
 from common.errors import VceError
 from common.files import sha256
+from common.parts import PARTS, in_order
 from common.results import PANEL
 from common.scales import load_scale
 
@@ -28,7 +29,6 @@ except VceError as error:
 WORK, RESULTS, FIGURES, LOGS = (
     f"{folder}/{scale}" for folder in ("work", "results", "figures", "logs")
 )
-PARTS = ["svce", "clarity", "disc", "fido", "contrastive", "comparison"]
 
 
 localrules:
@@ -74,9 +74,7 @@ onsuccess:
         verdicts = Path(RESULTS, part, "claims.json")
         if verdicts.is_file():
             claims = json.loads(verdicts.read_text())["claims"]
-            for name, claim in sorted(
-                claims.items(), key=lambda item: int(item[0][1:])
-            ):
+            for name, claim in in_order(claims).items():
                 print(
                     f"{part} {name:>3}  {claim['verdict']:<13} {claim['statement']}"
                 )

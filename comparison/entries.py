@@ -8,6 +8,7 @@ results.
 
 import importlib
 import inspect
+import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Entry:
     def facts(self, bench: Bench, images: Tensor) -> dict[str, float]:
         """What its module has to say of one classifier and N images, by name; nothing of most methods."""
         module = self.load()
-        return module.facts(bench, images, **self.settings) if hasattr(module, "facts") else {}
+        return module.facts(deepcopy(bench), images.clone(), **self.settings) if hasattr(module, "facts") else {}
 
     @property
     def shared(self) -> bool:
@@ -89,29 +90,42 @@ def parse_entries(methods: dict[str, dict]) -> list[Entry]:
 
 def ask(
     entry: Entry, bench: Bench, pairs: datasets.Images, target: Tensor, callback: Callable[[dict], None]
-) -> CounterfactualBatch:
-    """What a method answers to N images, by the contract and checked against it. It gets copies of everything, the
-    classifier too, so that what it does to them is nobody else's. Raises VceError for an answer that breaks the
-    contract, and whatever the method raises."""
+) -> tuple[CounterfactualBatch, float]:
+    """What a method answers to N images, by the contract and checked against it, and the seconds that it took. It gets
+    copies of everything, the classifier too, so that what it does to them is nobody else's. Raises VceError for an
+    answer that breaks the contract, and whatever the method raises."""
     mine, strengths = deepcopy(bench), entry.strengths[bench.world]
-    batch = entry.explainer(mine)(
-        pairs.images.clone(), pairs.labels.clone(), target.clone(), classifier=mine.classifier, strengths=strengths,
-        rng=Streams(bench.seed, pairs.ids, tuple(target.tolist())), callback=callback,
-    )  # fmt: skip
-    return checked(batch, pairs.images, target, strengths, None if entry.own else bench.classifier)
+    rng, lent = Streams(bench.seed, pairs.ids, tuple(target.tolist())), (pairs.images, pairs.labels, target)
+    start = time.perf_counter()
+    explain = entry.explainer(mine)
+    batch = explain(
+        *(part.clone() for part in lent), classifier=mine.classifier, rng=rng, strengths=strengths, callback=callback
+    )
+    seconds = time.perf_counter() - start
+    f = None if entry.own else bench.classifier
+    return checked(batch, pairs.images, target, strengths, f), seconds
 
 
 def checked(
     batch: CounterfactualBatch, images: Tensor, target: Tensor, strengths: Sequence[float], f: nn.Module | None
 ) -> CounterfactualBatch:
     """The batch, when it keeps the contract. Raises VceError with what is wrong: its type, its shape, a status that has
-    no name, a pixel that is no number or outside of [0, 1], a distance that is not that of its images, or a confidence
-    that is not the answer of `f` to them (None: the method answers for a classifier of its own)."""
+    no name, other strengths than were asked for, a pixel that is no number or outside of [0, 1], a distance that is not
+    that of its images, or a confidence that is not the answer of `f` to them (None: the method answers for a classifier
+    of its own)."""
     if not isinstance(batch, CounterfactualBatch):
         raise VceError(f"returned a {type(batch).__name__}, not a CounterfactualBatch")
     expected = (len(images), len(strengths), *images.shape[1:])
     if tuple(batch.images.shape) != expected:
         raise VceError(f"returned images of shape {tuple(batch.images.shape)}, not {expected}")
+    if tuple(map(float, batch.strengths)) != tuple(map(float, strengths)):
+        raise VceError(f"returned strengths {tuple(batch.strengths)}, asked for were {tuple(strengths)}")
+    for name, part, shape in (
+        ("reference", batch.reference, images.shape),
+        ("saliency", batch.saliency, (len(images), *images.shape[2:])),
+    ):
+        if part is not None and (part.shape != shape or not torch.isfinite(part).all()):
+            raise VceError(f"returned a {name} of shape {tuple(part.shape)}, not finite numbers of {tuple(shape)}")
     if not np.isin(batch.status, STATUSES).all():
         raise VceError(f"returned a status that is none of {', '.join(STATUSES)}")
     if not torch.isfinite(batch.images).all():

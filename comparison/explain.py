@@ -11,7 +11,6 @@ tables, and the others are explained.
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,10 +47,8 @@ def explain_all(
     """Batches by method, what each cost, and the reasons of those that were refused."""
     batches, cost, refused = {}, [], {}
     for entry in entries:
-        start = time.perf_counter()
         try:
-            batch = ask(entry, bench, pairs, target, progress)
-            seconds = time.perf_counter() - start
+            batch, seconds = ask(entry, bench, pairs, target, progress)
             facts = entry.facts(bench, pairs.images)
         except Exception as error:  # whatever a stranger's method does, the others are explained
             refused[entry.name] = " ".join(f"{type(error).__name__}: {error}".split())[:300]

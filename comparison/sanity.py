@@ -72,7 +72,7 @@ def way_back(
     """Of N handed-out images explained back to their labels: ‖x″ − x‖₂ / ‖x′ − x‖₂, 1 for staying, and f's probability
     of the label at the end of the way."""
     start = replace(pairs, images=images, labels=target)
-    back = handed_out(entry.name, ask(entry, bench, start, pairs.labels, callback), level)
+    back = handed_out(entry.name, ask(entry, bench, start, pairs.labels, callback)[0], level)
     went = (images - pairs.images).flatten(1).norm(dim=1)
     left = (back - pairs.images).flatten(1).norm(dim=1) / torch.where(went > 0, went, torch.nan)
     with torch.no_grad():
@@ -136,7 +136,7 @@ def main() -> None:
                 entry.prepare_all(nets, lambda: progress({}))
         for net in nets:
             for entry in entries:
-                batch = ask(entry, net, pairs, target, progress)
+                batch, _ = ask(entry, net, pairs, target, progress)
                 note(net.kind, entry, towards_twin(batch, handed_out(entry.name, batch, args.level), pairs, twin))
                 progress.advance()
     with atomic_path(args.out) as temporary:

@@ -61,7 +61,7 @@ def evidence(
     """Of every cue: the mean over images of how much more the change resembles it than its control patch."""
     nothing = datasets.Images(images.images[:0], images.labels[:0], ())
     bench = Bench(WORLD, net.name, seed, net, nothing, nothing, Path())
-    batch = ask(entry, bench, images, torch.full((len(images.ids),), TARGET), callback)
+    batch, _ = ask(entry, bench, images, torch.full((len(images.ids),), TARGET), callback)
     delta = handed_out(entry.name, batch, level) - images.images
     return {
         cue: (cue_alignment(delta, images.images, cue) - control_alignment(delta, images.images, cue).clamp_min(0))

@@ -11,9 +11,9 @@ from pathlib import Path
 import yaml
 
 from common.files import ROOT
+from common.parts import PARTS, VERDICTS, in_order
 
-VERDICTS = ("supported", "partly", "contradicted", "inconclusive", "not tested")
-PAPERS = ("svce", "clarity", "disc", "fido", "contrastive")  # in the order of CITATION.cff
+PAPERS = [name for name in PARTS if name != "comparison"]  # in the order of CITATION.cff
 PREAMBLE = (
     "Verdicts of the committed run. *Ours* is the first test of a claim: mean, 95 % interval, n. A paper's own",
     "value is `unknown` where its specification has none; the two were measured on other data, and are not comparable",
@@ -41,7 +41,7 @@ def glance(reports: dict[str, dict]) -> str:
 def in_full(report: dict) -> str:
     """The same with each claim's first test, its failed tests and the paper's value."""
     lines = []
-    for name, claim in in_order(report["claims"]):
+    for name, claim in in_order(report["claims"]).items():
         note = f"<br><sub>{claim['note']}</sub>" if claim["note"] else ""
         lines.append(
             f"| {name} | {claim['statement']}{note} | **{claim['verdict']}** | {measured(claim)} | {claim['paper']} |"
@@ -55,11 +55,6 @@ def head(report: dict) -> str:
     protocol = report["protocol"]
     made = f"{protocol['pairs']} pairs, {protocol['seeds']} training seeds"
     return f"{protocol['scale']} scale: {made}, recipe `{protocol['recipe']}`"
-
-
-def in_order(claims: dict) -> list[tuple[str, dict]]:
-    """Claims by their number."""
-    return sorted(claims.items(), key=lambda item: int(item[0][1:]))
 
 
 def with_block(text: str, block: str) -> str:
@@ -79,7 +74,7 @@ def replication(reports: dict[str, dict], citation: dict) -> str:
         columns = ["| claim | paper | ours | verdict |", "|:------------------|:-------|:---------|:-----|"]
         rows = [
             f"| {name}. {claim['statement']} | {claim['paper']} | {measured(claim)} | {claim['verdict']} |"
-            for name, claim in in_order(report["claims"])
+            for name, claim in in_order(report["claims"]).items()
         ]
         lines += [f"## {name}", "", f"{head(report)}.", "", *columns, *rows, ""]
     return "\n".join(lines)
@@ -94,7 +89,7 @@ def measured(claim: dict) -> str:
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
     """The text of every page that carries verdicts, by its path."""
-    reports = {path.stem: json.loads(path.read_text()) for path in sorted((root / "reference" / "cpu").glob("*.json"))}
+    reports = {part: json.loads((root / "reference" / "cpu" / f"{part}.json").read_text()) for part in PARTS}
     for part, report in reports.items():
         if report["protocol"]["scale"] != "cpu":
             sys.exit(f"error: reference/cpu/{part}.json is of the {report['protocol']['scale']} scale; run cpu again")

@@ -277,11 +277,9 @@ def report(
     Example: vce report --scale smoke
     """
     from common.files import ROOT
-    from comparison.report.site import build
+    from comparison.report.site import build_scale
 
-    if not (ROOT / "config" / f"{scale}.yaml").is_file():
-        raise VceError(f"--scale {scale}: there is no config/{scale}.yaml")
-    typer.echo(build(ROOT, scale, out or ROOT / "results" / scale / "report", ROOT / "data"))
+    typer.echo(plain(str(build_scale(scale, out, ROOT / "data"))))
 
 
 @data.command("list")

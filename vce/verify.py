@@ -1,7 +1,7 @@
 """Does this tree still measure what is committed? Measures a scale again and compares it with reference/<scale>/."""
 
+import fcntl
 import json
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,7 +12,13 @@ from common.files import ROOT
 
 TIERS = ("bitwise", "tolerance", "statistical", "drift")  # from the best
 RELATIVE, ABSOLUTE = 1e-3, 1e-4  # of the second tier: what kernels of another machine may add up to
-MEASURING = re.compile(r"^\w+_(measure|cells|realism|discovery|verdicts)(_\w+)?$")  # rules that read finished batches
+# rules that read explained batches or finished nets, up to the verdicts
+MEASURING = (
+    "measure", "cells", "verdicts", "diagnostics", "exactness", "robustness", "realism", "discovery", "corruptions",
+    "likeness",
+)  # fmt: skip
+# rules between batches and verdicts that train, explain or draw themselves, and are trusted as such jobs are
+TRUSTED = ("students", "hypotheses", "sweep", "world", "sanity", "shortcuts", "zoo")
 NUMBERS = ("measured", "low", "high")
 
 
@@ -37,51 +43,68 @@ def references(scale: str, root: Path = ROOT) -> dict[str, dict]:
 
 def measure_again(scale: str, parts: list[str]) -> None:
     """Run every measuring job of the parts again, and before it whatever is not there or stale. Raises VceError when
-    the workflow fails."""
+    the workflow fails, or runs already."""
     snakemake, config = str(Path(sys.executable).with_name("snakemake")), ["--config", f"scale={scale}"]
     listed = subprocess.run([snakemake, "--list-rules", *config], cwd=ROOT, capture_output=True, text=True)
-    rules = [name for name in listed.stdout.split() if MEASURING.match(name) and name.split("_")[0] in parts]
-    targets = [f"results/{scale}/{part}/claims.json" for part in parts]
-    if subprocess.run([snakemake, *targets, "--forcerun", *rules, *config], cwd=ROOT, stdout=sys.stderr).returncode:
-        raise VceError(f"scale {scale}: the workflow failed; its last lines say where")
+    rules = [name for name in listed.stdout.split() if kind(name, parts) in MEASURING]
+    command = [snakemake, *(f"results/{scale}/{part}/claims.json" for part in parts), "--forcerun", *rules, *config]
+    with (ROOT / ".run.lock").open("w") as lock:  # as scripts/run.sh does
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise VceError("another make runs in this folder; wait for it, or stop it") from error
+        if subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode:
+            raise VceError(f"scale {scale}: the workflow failed; its last lines say where")
+
+
+def kind(rule: str, parts: list[str]) -> str:
+    """What a rule of one of the parts does, the second word of its name; "" for a rule of none."""
+    part, _, rest = rule.partition("_")
+    return rest.partition("_")[0] if part in parts else ""
 
 
 def compare(part: str, reference: dict, path: Path) -> Compared:
     """A part's results at `path` beside the committed ones."""
     try:
         found = json.loads(path.read_text())
-        protocol, claims = found["protocol"], found["claims"]
+        protocol, claims = ({**found[name]} for name in ("protocol", "claims"))
+        ours = {name: protocol[name] for name in ("recipe", "rules", "rows")}
+        whole = all({*NUMBERS, "verdict", "n"} <= set(claim) for claim in claims.values())
     except OSError:
         return Compared(part, "drift", f"{path.name} is not there")
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
         return Compared(part, "drift", f"{path.name} cannot be read")
     for name in ("recipe", "rules"):
-        ours, theirs = protocol[name], reference["protocol"][name]
-        if ours != theirs:
-            return Compared(part, "drift", f"other {name} ({ours}) than committed ({theirs}): not comparable")
-    if protocol["rows"] == reference["protocol"]["rows"] and claims == reference["claims"]:
+        if ours[name] != reference["protocol"][name]:
+            theirs = reference["protocol"][name]
+            return Compared(part, "drift", f"other {name} ({ours[name]}) than committed ({theirs}): not comparable")
+    committed, same = reference["claims"], ours["rows"] == reference["protocol"]["rows"]
+    if same and claims == committed:
         return Compared(part, "bitwise")
-    tiers = {name: tier(claim, claims.get(name)) for name, claim in reference["claims"].items()}
-    worst = max(tiers.values(), key=TIERS.index)
+    tiers = {name: tier(committed.get(name), claims.get(name)) for name in {**committed, **claims}}
     moved = tuple(
-        f"{part} {name}: {told(reference['claims'][name])} → {told(claims.get(name))} ({found})"
+        f"{part} {name}: {told(committed.get(name))} → {told(claims.get(name))} ({found})"
         for name, found in tiers.items()
         if found != "bitwise"
     )
-    if worst == "bitwise":  # the rows are others, the claims are not
-        return Compared(part, "tolerance", "other rows, the same claims")
-    return Compared(part, worst, moved=moved)
+    if not moved:
+        return Compared(part, "tolerance", "the same claims from other rows")
+    return Compared(part, max(tiers.values(), key=TIERS.index), moved=moved)
 
 
-def tier(theirs: dict, ours: dict | None) -> str:
-    """How near a claim is to the committed one: equal; the same verdict with numbers that differ as kernels do; the
-    same verdict, each mean inside of the other's interval; or none of these."""
-    if ours is None or ours["verdict"] != theirs["verdict"]:
+def tier(theirs: dict | None, ours: dict | None) -> str:
+    """How near a claim is to the committed one: equal in every word; the same verdict with numbers that differ as
+    kernels do; the same verdict, each mean inside of the other's interval; or none of these."""
+    if ours == theirs:
+        return "bitwise"
+    if ours is None or theirs is None or (ours["verdict"], ours["n"]) != (theirs["verdict"], theirs["n"]):
         return "drift"
     pairs = [(ours[name], theirs[name]) for name in NUMBERS]
-    if all(a == b for a, b in pairs) and ours["n"] == theirs["n"]:
-        return "bitwise"
-    if any((a is None) != (b is None) for a, b in pairs) or ours["n"] != theirs["n"]:
+    if all(a == b for a, b in pairs):
+        return "tolerance"  # a p-value in the note, the wording of the statement
+    if any(a is None or b is None for a, b in pairs):
         return "drift"
     if all(abs(a - b) <= ABSOLUTE + RELATIVE * abs(b) for a, b in pairs):
         return "tolerance"
@@ -93,7 +116,7 @@ def told(claim: dict | None) -> str:
     """A claim in a few words."""
     if claim is None:
         return "missing"
-    if claim["measured"] is None:
+    if any(claim[name] is None for name in NUMBERS):
         return claim["verdict"]
     return f"{claim['verdict']} {claim['measured']:.4g} [{claim['low']:.4g}, {claim['high']:.4g}], n = {claim['n']}"
 

@@ -7,17 +7,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from common.parts import PARTS, VERDICTS, in_order
 from comparison.report.provenance import Made, made
 
-PARTS = {
-    "svce": "Sparse visual counterfactual explanations",
-    "clarity": "Clarity: a VAE and an ensemble in its latent space",
-    "disc": "DISC: deep inversion with an untrained prior",
-    "fido": "FIDO: saliency by generative in-fill",
-    "contrastive": "Contrastive counterfactuals: necessity and sufficiency",
-    "comparison": "Side by side",
-}
-VERDICTS = ("supported", "partly", "contradicted", "inconclusive", "not tested")
+# what the pages read of every claim and of its protocol
+CLAIM = {"statement", "verdict", "where", "paper", "note", "measured", "low", "high", "n"}
+PROTOCOL = {"scale", "recipe", "rules", "rows", "pairs", "seeds"}
 CAPTIONS = Path(__file__).with_name("captions.yaml")
 
 
@@ -32,10 +27,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture that lies at `path`, with what it shows and what made it."""
+    """A picture that lies at `path`, or none that was not drawn yet, with what it shows and what made it."""
 
     name: str
-    path: Path
+    path: Path | None
     caption: str
     made: Made | None
 
@@ -43,7 +38,8 @@ class Figure:
 @dataclass(frozen=True)
 class Part:
     """A paper or the comparison. `problem` says why there are no verdicts to show; `warning` what keeps the numbers
-    from being compared with the committed ones; `moved` claims whose verdict is another one there."""
+    from being compared with the committed ones; `moved` claims whose verdict is another one there; `made` what made
+    the verdicts."""
 
     name: str
     title: str
@@ -52,14 +48,15 @@ class Part:
     problem: str = ""
     warning: str = ""
     moved: tuple[str, ...] = ()
+    made: Made | None = None
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
-    cost: pd.DataFrame | None = None
+    cost: Table | None = None
     deviations: str = ""
 
-    def table(self, name: str) -> pd.DataFrame | None:
+    def table(self, name: str) -> Table | None:
         """The table of this name, if it is there and can be read."""
-        return next((table.frame for table in self.tables if table.name == name), None)
+        return next((table for table in self.tables if table.name == name and table.frame is not None), None)
 
     def counts(self) -> dict[str, int]:
         """How many claims have each verdict."""
@@ -74,28 +71,32 @@ def parts(root: Path, scale: str) -> list[Part]:
 
 
 def _part(root: Path, scale: str, name: str, title: str, captions: dict[str, str]) -> Part:
-    report, problem = _report(root / "results" / scale / name / "claims.json", scale)
-    figures = tuple(
-        Figure(figure, path, caption, made(path, root))
-        for figure, caption in captions.items()
-        for path in [root / "figures" / scale / name / f"{figure}.png"]
-        if path.is_file()
-    )
+    claims, work = root / "results" / scale / name / "claims.json", root / "work" / scale / name
+    report, problem = _report(claims, scale)
+    about = {"deviations": deviations(root, name), "figures": _figures(root, scale, name, captions)}
     if problem:
-        return Part(name, title, problem=problem, figures=figures, deviations=deviations(root, name))
+        return Part(name, title, problem=problem, **about)
     warning, moved = _beside_reference(root / "reference" / scale / f"{name}.json", report)
-    files = sorted((root / "results" / scale / name / "tables").glob("*.csv"))
+    files = sorted(path for path in claims.parent.glob("tables/*.csv") if not path.name.startswith("."))
     return Part(
         name,
         title,
         protocol=report["protocol"],
-        claims=dict(sorted(report["claims"].items(), key=lambda item: (len(item[0]), item[0]))),
+        claims=in_order(report["claims"]),
         warning=warning,
         moved=moved,
+        made=made(claims, root),
         tables=tuple(Table(path.stem, _read(path), made(path, root)) for path in files),
-        figures=figures,
-        cost=_costs(root / "work" / scale / name / "cost.parquet"),
-        deviations=deviations(root, name),
+        cost=Table("cost", _costs(work / "cost.parquet"), made(work / "cost.parquet", root)),
+        **about,
+    )
+
+
+def _figures(root: Path, scale: str, name: str, captions: dict[str, str]) -> tuple[Figure, ...]:
+    places = {figure: root / "figures" / scale / name / f"{figure}.png" for figure in captions}
+    return tuple(
+        Figure(figure, path if path.is_file() else None, captions[figure], made(path, root))
+        for figure, path in places.items()
     )
 
 
@@ -105,30 +106,37 @@ def _report(path: Path, scale: str) -> tuple[dict, str]:
         return {}, f"not run at the {scale} scale yet: snakemake all --config scale={scale}"
     try:
         report = json.loads(path.read_text())
-        found = report["protocol"]["scale"], report["protocol"]["recipe"]
-        complete = all({"verdict", "statement"} <= set(claim) for claim in report["claims"].values())
+        whole = set(report["protocol"]) >= PROTOCOL and all(set(claim) >= CLAIM for claim in report["claims"].values())
+        found = report["protocol"].get("scale")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return {}, f"claims.json cannot be read ({type(error).__name__}); delete it and run snakemake again"
-    if found[0] != scale:
-        return {}, f"claims.json is of the {found[0]} scale, not of {scale}; delete it and run snakemake again"
-    return (report, "") if complete else ({}, "claims.json lacks verdicts; delete it and run snakemake again")
+    if not whole:
+        return {}, "claims.json lacks what a verdict is made of; delete it and run snakemake again"
+    if found != scale:
+        return {}, f"claims.json is of the {found} scale, not of {scale}; delete it and run snakemake again"
+    return report, ""
 
 
 def _beside_reference(path: Path, report: dict) -> tuple[str, tuple[str, ...]]:
     """What keeps a run from being compared with the committed one, and the claims whose verdict is another."""
     if not path.is_file():
         return "", ()
-    reference = json.loads(path.read_text())
-    ours, theirs = report["protocol"]["recipe"], reference["protocol"]["recipe"]
+    try:
+        reference = json.loads(path.read_text())
+        theirs = reference["protocol"]["recipe"]
+        verdicts = {name: claim["verdict"] for name, claim in reference["claims"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"the committed run cannot be read: restore {path.parent.name}/{path.name} of reference/ from git", ()
+    ours = report["protocol"]["recipe"]
     if ours != theirs:
         return f"made by another recipe ({ours}) than the committed run ({theirs}): the two are not comparable", ()
-    verdicts = {name: claim["verdict"] for name, claim in reference["claims"].items()}
     return "", tuple(name for name, claim in report["claims"].items() if verdicts.get(name) != claim["verdict"])
 
 
 def _read(path: Path) -> pd.DataFrame | None:
+    """A table; a class or method called "None" or "NA" is a name, and only an empty cell is nothing."""
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
     except (ValueError, OSError):
         return None
 

@@ -8,7 +8,6 @@ The same results give the same bytes: dates come from the citation, times are le
 
 import argparse
 import json
-import shutil
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,9 +17,11 @@ from rocrate.rocrate import ROCrate
 
 from common.errors import VceError, one_line_errors
 from common.files import ROOT, sha256
-from comparison.report.collect import PARTS
+from common.parts import PARTS
+from comparison.report.folders import check_ours, fresh_beside, put_in_place
 from comparison.report.provenance import Made, made
 
+METADATA = "ro-crate-metadata.json"
 PROFILES = {  # name and version by what w3id.org calls them
     "https://w3id.org/ro/wfrun/process/0.5": ("Process Run Crate", "0.5"),
     "https://w3id.org/ro/wfrun/workflow/0.5": ("Workflow Run Crate", "0.5"),
@@ -43,13 +44,15 @@ def results(root: Path, scale: str) -> list[Path]:
         folder = root / "results" / scale / part
         if not (folder / "claims.json").is_file():
             raise VceError(f"results/{scale}/{part}: no claims.json; run snakemake all --config scale={scale} first")
-        found += [path for path in folder.rglob("*") if path.is_file()]
+        found += [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
         found += (root / "figures" / scale / part).glob("*.png")
     return sorted(found)
 
 
 def build(root: Path, scale: str, out: Path) -> Path:
     """Write the crate into a new folder and put it in the place of the old one; the path of its metadata."""
+    out = out.resolve()
+    check_ours(out, METADATA)
     citation = yaml.safe_load((root / "CITATION.cff").read_text())
     crate = ROCrate()
     crate.name = f"{citation['title']}: the {scale} scale"
@@ -81,12 +84,10 @@ def build(root: Path, scale: str, out: Path) -> Path:
     )  # fmt: skip
     _jobs(crate, root, files)
     _conforms(crate)
-    fresh = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
+    fresh = fresh_beside(out)
     crate.write(fresh)
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
-    return out / "ro-crate-metadata.json"
+    put_in_place(fresh, out)
+    return out / METADATA
 
 
 def _file(crate: ROCrate, root: Path, path: Path) -> Entity:
@@ -100,14 +101,16 @@ def _file(crate: ROCrate, root: Path, path: Path) -> Entity:
 def _jobs(crate: ROCrate, root: Path, files: dict[Path, Entity]) -> None:
     """An action for every job that wrote some of the files: its module, its command, what it read and what it wrote.
     What it read beyond the crate, trained nets and explained batches, is named with its hash."""
-    jobs: dict[str, tuple[Made, list[Entity]]] = {}
+    jobs: dict[tuple[str, str], tuple[Made, list[Entity]]] = {}
     for path, entity in files.items():
         record = made(path, root)
         if record:
-            jobs.setdefault(record.command, (record, []))[1].append(entity)
+            jobs.setdefault((record.command, record.rule), (record, []))[1].append(entity)
+    if not jobs:
+        raise VceError("nothing is recorded of the jobs that wrote these results; run snakemake where they were made")
     inside = {path.relative_to(root).as_posix(): entity for path, entity in files.items()}
     counts: dict[str, int] = defaultdict(int)
-    for command, (record, written) in sorted(jobs.items()):
+    for (command, _), (record, written) in sorted(jobs.items()):
         counts[record.rule] += 1
         module = record.module or "the workflow"
         tool = crate.get(f"#{module}") or crate.add(

@@ -22,7 +22,7 @@ class Made:
 
 def made(path: Path, root: Path) -> Made | None:
     """The record of a file below `root`; None when there is none that can be read."""
-    name = base64.b64encode(path.relative_to(root).as_posix().encode()).decode()
+    name = base64.urlsafe_b64encode(path.relative_to(root).as_posix().encode()).decode()
     try:
         record = json.loads((root / RECORDS / name).read_text())
         hashes = record["input_checksums"]

@@ -13,6 +13,8 @@ rule report:
             str(path) for path in sorted(Path("comparison/report/templates").iterdir())
         ],
         captions="comparison/report/captions.yaml",
+        reference=sorted(map(str, Path("reference", scale).glob("*.json"))),
+        cost=[f"{WORK}/{part}/cost.parquet" for part in PARTS],
         deviations=[
             "comparison/README.md",
             *(f"papers/{part}/README.md" for part in PARTS if part != "comparison"),
@@ -33,8 +35,14 @@ rule crate:
     input:
         lambda _: [file for part in PARTS for file in RESULTS_OF[part]],
         lambda _: [file for part in PARTS for file in FIGURES_OF[part]],
+        [f"{RESULTS}/{part}/rows.parquet" for part in PARTS],
+        sorted(map(str, Path("data").glob("*.dvc"))),
         "CITATION.cff",
+        "LICENSE",
+        "README.md",
         "Snakefile",
+        "dvc.yaml",
+        "environment.yml",
         "dvc.lock",
         "requirements.lock",
         f"config/{scale}.yaml",

@@ -1,5 +1,6 @@
 """A whole run that was never run: claims, tables, figures, rows and pictures of every part, for tests of the report."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from PIL import Image
 from common.batches import Shard, write_shards
 from common.data import datasets
 from common.explain import finish
-from comparison.report.collect import CAPTIONS, PARTS
+from common.parts import PARTS
+from comparison.report.collect import CAPTIONS
 
 SCALE = "test"
 HOSTILE = "<script>document.title='owned'</script>\"'&amp; \u202eابج " + "x" * 300
@@ -32,7 +34,7 @@ def write_part(root: Path, part: str, recipe: str = "aaaa", scale: str = SCALE) 
     claims["C2"] = claim("Nobody asked", "not tested", None)
     protocol = {"scale": scale, "recipe": recipe, "rules": "bbbb", "rows": "c" * 64, "pairs": 40, "seeds": 1}
     (folder / "claims.json").write_text(json.dumps({"protocol": protocol, "claims": claims}))
-    table = pd.DataFrame({"name": ["b", HOSTILE, "a"], "value": [10.0, np.nan, 9.5], "n": [3, 2, 1]})
+    table = pd.DataFrame({"name": ["NA", HOSTILE, "a"], "value": [10.0, np.nan, 9.5], "n": [3, 2, 1]})
     table.to_csv(folder / "tables" / "numbers.csv", index=False)
     figures = root / "figures" / scale / part
     figures.mkdir(parents=True)
@@ -42,6 +44,28 @@ def write_part(root: Path, part: str, recipe: str = "aaaa", scale: str = SCALE) 
     work.mkdir(parents=True)
     cost = {"method": [HOSTILE, "m"], "seconds": [1.0, 2.0], "evaluations": [10, 20], "overhead": [1.1, 1.2]}
     pd.DataFrame(cost).to_parquet(work / "cost.parquet")
+
+
+def write_record(root: Path, path: Path) -> None:
+    """What Snakemake would have kept of the job that wrote a file."""
+    record = {
+        "rule": "some_rule", "shellcmd": f"python -m papers.some.module --name {HOSTILE!r} 2> >(tee logs/a.log >&2)",
+        "input": [f"work/{HOSTILE}.safetensors", "work/a"], "input_checksums": {"work/a": "sha256:" + "12" * 32},
+    }  # fmt: skip
+    name = base64.urlsafe_b64encode(path.relative_to(root).as_posix().encode()).decode()
+    folder = root / ".snakemake" / "metadata"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(json.dumps(record))
+
+
+def write_readme(root: Path, part: str) -> None:
+    """Deviations with whatever Markdown may hold."""
+    folder = root / part if part == "comparison" else root / "papers" / part
+    folder.mkdir(parents=True)
+    heading = "What the numbers do not mean" if part == "comparison" else "Deviations, numbered"
+    wide = "| a | b |\n|---|---|\n| " + "wide " * 60 + " | `code` |"
+    text = f"1. **Scale.** See [this](https://example.org/x).\n\n![picture](../docs/x.png)\n\n{wide}\n\n<b>raw</b>"
+    (folder / "README.md").write_text(f"# Title\n\n## {heading}\n\n{text}\n\n## Else\n\nnot this\n")
 
 
 def write_comparison(root: Path) -> None:
@@ -78,5 +102,17 @@ def write_run(root: Path) -> Path:
     """A run of all parts below `root`."""
     for part in PARTS:
         write_part(root, part)
+        write_readme(root, part)
     write_comparison(root)
+    for folder in ("results", "figures"):
+        for path in (root / folder / SCALE).rglob("*.*"):
+            write_record(root, path)
     return root
+
+
+def report_of(root: Path, out: Path) -> Path:
+    """The report of such a run; the path of its front page."""
+    from comparison.report import site
+
+    files = [root / "work" / SCALE / "comparison" / "batches" / "all-0.safetensors"]
+    return site.build(root, SCALE, out, Path("data"), files, 0.9)

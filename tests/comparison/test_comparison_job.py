@@ -76,6 +76,12 @@ def explainer(bench, how):
             batch = replace(batch, log_confidence=batch.log_confidence * 0)
         if how == "status":
             batch.status[0, 0] = "fine"
+        if how == "strengths":
+            batch = replace(batch, strengths=(0.25,))
+        if how == "reference":
+            batch = replace(batch, reference=images[:, :1])
+        if how == "saliency":
+            batch = replace(batch, saliency=images.mean(1) / 0)
         return batch if how != "type" else paths
 
     return explain
@@ -99,6 +105,7 @@ def explainer(bench):
     return explain
 '''
 WAYS = ("range", "shape", "nan", "type", "error", "distance", "confidence", "status")
+WAYS += ("strengths", "reference", "saliency")
 STRENGTHS = {
     "pixel-ascent": [0.4, 3.2], "svce": [0.8, 6.4], "disc": [0.5, 0.9], "clarity": [0.5, 0.9],
     "clarity-to-f": [0.5, 0.9], "contrastive": [0.5, 1.0], "fido": [0.05, 0.1, 0.2, 0.3, 0.4],
@@ -229,6 +236,8 @@ def test_methods_that_break_the_contract_are_refused_with_a_reason_and_the_rest_
     assert "outside of [0, 1]" in reasons["range"] and "no numbers" in reasons["nan"]
     assert reasons["error"] == "RuntimeError: no such thing" and "none of ok" in reasons["status"]
     assert "a distance that is 0.1 off" in reasons["distance"] and "a confidence" in reasons["confidence"]
+    assert "returned strengths (0.25,), asked for were [1.0]" in reasons["strengths"].replace("(1.0,)", "[1.0]")
+    assert "returned a reference of shape" in reasons["reference"] and "a saliency" in reasons["saliency"]
     assert "shape" in reasons["shape"] and "not a CounterfactualBatch" in reasons["type"]
 
 

@@ -16,8 +16,8 @@ from run_of_nothing import SCALE, write_run
 
 from common.errors import VceError
 from common.files import ROOT
+from common.parts import PARTS
 from comparison.report import crate
-from comparison.report.collect import PARTS
 
 RULE = f"""
 rule verdict_figure:
@@ -122,6 +122,21 @@ def test_a_figure_is_made_again_by_the_command_that_the_crate_records(built, ent
     assert entities[action["instrument"]["@id"]]["name"] == command[2] == "common.verdict_figure"
     subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, env=ENVIRONMENT, check=True)
     assert (tmp_path / figure).read_bytes() == (built / figure).read_bytes()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(root, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(VceError, match="holds files that are not ours"):
+        crate.build(root, SCALE, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_without_records_there_is_no_crate(root, tmp_path):
+    """Results that were copied without Snakemake's records: a crate without jobs would say nothing of them."""
+    bare = shutil.copytree(root, tmp_path / "bare", ignore=shutil.ignore_patterns(".snakemake", "crate"))
+    with pytest.raises(VceError, match="nothing is recorded of the jobs"):
+        crate.build(bare, SCALE, tmp_path / "crate")
+    assert not (tmp_path / "crate").exists()
 
 
 def test_an_unfinished_scale_is_one_line(tmp_path):

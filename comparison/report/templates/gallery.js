@@ -1,9 +1,10 @@
 "use strict";
 (() => {
-  const images = JSON.parse(document.getElementById("data").textContent), byId = id => document.getElementById(id);
+  const byId = id => document.getElementById(id), images = JSON.parse(byId("data").textContent);
+  const level = Number(byId("data").dataset.level);
   const percent = p => `${(100 * p).toFixed(p > 0 && p < 0.001 ? 2 : 1)} %`;
   const key = item => `${item.world}/${item.image}`;
-  let chosen = images[0], place = null;
+  let chosen = images[0];
 
   const tile = (span, item, column, row, alt) => {
     span.className = span.className.includes("tile") ? span.className : "tile";
@@ -14,22 +15,22 @@
     return span;
   };
   const element = (name, text = "") => { const found = document.createElement(name); found.textContent = text; return found; };
+  const said = step => step.judges === null ? "judges have no say" : step.judges ? "judges see the target" : "judges do not see the target";
   const judged = step => step.judges === null ? "" : step.judges ? "✓" : "✗";
-  const first = method => { const at = method.path.findIndex(step => step.confidence >= 0.9); return at < 0 ? method.path.length - 1 : at; };
+  const first = method => { const at = method.path.findIndex(step => step.confidence >= level); return at < 0 ? method.path.length - 1 : at; };
 
   const show = (m, k) => {
-    place = [m, k];
     const method = chosen.methods[m], step = method.path[k];
     tile(byId("before"), chosen, 0, 0, `The original, ${chosen.source}`);
     tile(byId("after"), chosen, k + 1, 2 * m, `What ${method.name} made of it towards ${chosen.target}`);
     tile(byId("change"), chosen, k + 1, 2 * m + 1, `Where ${method.name} changed it`);
     byId("largest").textContent = `Σ|δ| up to ${step.largest}`;
-    const judges = step.judges === null ? "judges have no say" : step.judges ? "judges see the target" : "judges do not see the target";
     byId("said").textContent = `${method.name}, strength ${step.strength}: ${percent(step.confidence)} ${chosen.target}`
-      + `${method.own ? " by a classifier of its own" : ""}, ${judges}; mean |x′ − x| ${step.change}; ${step.status}`;
+      + `${method.own ? " by a classifier of its own" : ""}, ${said(step)}; mean |x′ − x| ${step.change}; ${step.status}`;
     for (const button of document.querySelectorAll("#paths button"))
       button.setAttribute("aria-pressed", String(button.dataset.at === `${m}/${k}`));
-    history.replaceState(null, "", `#${encodeURIComponent(`${key(chosen)}/${method.name}/${step.strength}`)}`);
+    const place = [chosen.world, chosen.image, method.name, step.strength];
+    history.replaceState(null, "", `#${place.map(encodeURIComponent).join("/")}`);  // a name may hold a slash
   };
 
   const choose = (item, at = null) => {
@@ -44,7 +45,7 @@
         const cell = element("td"), button = element("button");
         button.type = "button";
         button.dataset.at = `${m}/${k}`;
-        button.setAttribute("aria-label", `${method.name}, strength ${step.strength}, ${percent(step.confidence)} ${item.target}`);
+        button.setAttribute("aria-label", `${method.name}, strength ${step.strength}, ${percent(step.confidence)} ${item.target}, ${said(step)}`);
         button.append(tile(element("span"), item, k + 1, 2 * m), tile(element("span"), item, k + 1, 2 * m + 1),
           element("span", `${percent(step.confidence)} ${judged(step)}`));
         button.addEventListener("click", () => show(m, k));
@@ -70,11 +71,10 @@
   byId("cut").addEventListener("input", event => byId("viewer").querySelector(".stack").style.setProperty("--cut", `${event.target.value}%`));
 
   const follow = () => {
-    let wanted = "";
-    try { wanted = decodeURIComponent(location.hash.slice(1)); } catch { /* no such place */ }
-    const item = images.find(other => wanted === key(other) || wanted.startsWith(`${key(other)}/`));
+    let wanted = [];
+    try { wanted = location.hash.slice(1).split("/").map(decodeURIComponent); } catch { /* no such place */ }
+    const [world, image, name, strength] = wanted, item = images.find(other => other.world === world && other.image === image);
     if (!item) return false;
-    const [name, strength] = wanted.slice(key(item).length + 1).split("/");
     const m = item.methods.findIndex(method => method.name === name);
     const k = m < 0 ? -1 : item.methods[m].path.findIndex(step => String(step.strength) === strength);
     choose(item, k < 0 ? null : [m, k]);
