@@ -14,6 +14,7 @@ import pandas as pd
 from common.statistics import REPLICATES
 
 ORDER = ("twin", "nearest-real", "pixel-ascent", "identity")  # from the best to the worst
+ROUNDING = 1e-6  # what single precision may add up to: a gain of 1e-26 is no gain
 PLAIN = "standard"  # the net on which pixel ascent is adversarial
 # metric: 1 where more is better, -1 where less is
 METRICS = {
@@ -50,9 +51,11 @@ def audit_table(paths: pd.DataFrame, kid: pd.DataFrame) -> pd.DataFrame:
 
 def ordered_pairs(values: np.ndarray, sign: int) -> np.ndarray:
     """Of R×K values of K things, best first, in how many of the K(K−1)/2 pairs `sign` times the value of the better one
-    is strictly above: R counts. What is no number is above nothing, and nothing is above it."""
+    is above by more than `ROUNDING`: R counts. What is no number is above nothing, and nothing is above it."""
     pairs = combinations(range(values.shape[1]), 2)
-    return sum((sign * values[:, better] > sign * values[:, worse]).astype(int) for better, worse in pairs)
+    with np.errstate(invalid="ignore"):
+        above = (sign * (values[:, better] - values[:, worse]) > ROUNDING for better, worse in pairs)
+        return sum(each.astype(int) for each in above)
 
 
 def _resampled(values: np.ndarray) -> np.ndarray:

@@ -23,6 +23,11 @@ def test_pairs_in_the_right_order_are_counted_one_by_one(values, sign):
         assert found == expected
 
 
+def test_what_rounding_may_add_up_to_is_no_order():
+    assert ordered_pairs(np.array([[0.5, 2e-26, 5e-9, 0.0]]), 1).tolist() == [3]
+    assert ordered_pairs(np.array([[0.5, 2e-26, 5e-5, 0.0]]), 1).tolist() == [4]
+
+
 def paths(values, n=30):
     """Paths of the plain net on which a metric has the given mean for each of the four."""
     rng = np.random.default_rng(0)
