@@ -3,6 +3,7 @@
 python scripts/artifact_table.py
 """
 
+import argparse
 from pathlib import Path
 
 from common.data import registry
@@ -29,4 +30,5 @@ def page(root: Path = ROOT) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     (ROOT / "docs" / "artifacts.md").write_text(page())

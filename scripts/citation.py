@@ -3,6 +3,7 @@
 python scripts/citation.py
 """
 
+import argparse
 import json
 import tomllib
 from pathlib import Path
@@ -10,8 +11,6 @@ from pathlib import Path
 import yaml
 
 from common.files import ROOT
-
-KEYWORDS = ["counterfactual explanations", "explainable machine learning", "image classification", "replication"]
 
 
 def pages(root: Path = ROOT) -> dict[Path, str]:
@@ -31,7 +30,8 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         "programmingLanguage": "Python",
         "runtimePlatform": f"Python {project['requires-python']}",
         "softwareRequirements": project["dependencies"],
-        "keywords": KEYWORDS,
+        "dateModified": str(citation["date-released"]),
+        "keywords": citation["keywords"],
         "referencePublication": [
             {"@type": "ScholarlyArticle", "name": paper["title"], "url": address}
             for paper, address in zip(citation["references"], papers, strict=True)
@@ -45,10 +45,10 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
         "license": citation["license"],
         "access_right": "open",
         "creators": [{"name": name} for name in authors],
-        "keywords": KEYWORDS,
+        "keywords": citation["keywords"],
+        "publication_date": str(citation["date-released"]),
         "related_identifiers": [
-            {"identifier": address, "relation": "isSupplementTo", "resource_type": "publication-article"}
-            for address in papers
+            {"identifier": address, "relation": "cites", "resource_type": "publication-article"} for address in papers
         ],
     }
     return {root / "codemeta.json": _text(codemeta), root / ".zenodo.json": _text(zenodo)}
@@ -63,5 +63,6 @@ def _text(content: dict) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for path, text in pages().items():
         path.write_text(text)

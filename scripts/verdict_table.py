@@ -4,6 +4,7 @@ comparison, in full, and all of them into docs/replication.md, a report to print
 python scripts/verdict_table.py
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -101,5 +102,6 @@ def pages(root: Path = ROOT) -> dict[Path, str]:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for path, text in pages().items():
         path.write_text(text)

@@ -58,6 +58,14 @@ class Part:
         """The table of this name, if it is there and can be read."""
         return next((table for table in self.tables if table.name == name and table.frame is not None), None)
 
+    def first_tests(self) -> dict[str, str]:
+        """By claim the name and the rule of the test whose number is shown, as far as the table of tests has them."""
+        table = self.table("tests")
+        if table is None or not {"claim", "test", "role", "rule"} <= set(table.frame):
+            return {}
+        first = table.frame[table.frame["role"] == "primary"].drop_duplicates("claim")
+        return {line.claim: f"{line.test}: {line.rule}" for line in first.itertuples()}
+
     def counts(self) -> dict[str, int]:
         """How many claims have each verdict."""
         found = [claim["verdict"] for claim in self.claims.values()]

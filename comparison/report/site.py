@@ -97,7 +97,11 @@ def outcome_plots(part: Part) -> list[dict]:
                 {
                     "method": name,
                     "trivial": name in ANCHORS,
-                    "mark": "trivial" if name in ANCHORS else line["mark"] if pd.notna(line["mark"]) else "",
+                    "mark": ("the right answer" if name == "twin" else "trivial")
+                    if name in ANCHORS
+                    else line["mark"]
+                    if pd.notna(line["mark"])
+                    else "",
                     "n": line["n"],
                     **{key: None if pd.isna(line[c]) else round(float(line[c]), 6) for key, c in columns.items()},
                 }
