@@ -52,7 +52,7 @@ def results(root: Path, scale: str) -> list[Path]:
 def build(root: Path, scale: str, out: Path) -> Path:
     """Write the crate into a new folder and put it in the place of the old one; the path of its metadata."""
     out = out.resolve()
-    check_ours(out, METADATA)
+    check_ours(out)
     citation = yaml.safe_load((root / "CITATION.cff").read_text())
     crate = ROCrate()
     crate.name = f"{citation['title']}: the {scale} scale"

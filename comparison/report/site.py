@@ -163,7 +163,7 @@ def build(root: Path, scale: str, out: Path, data: Path, files: list[Path], leve
     are the batches of the gallery, `level` the own confidence of a success. Raises VceError for a folder that holds
     anything else."""
     out = out.resolve()
-    check_ours(out, FRONT)
+    check_ours(out)
     fresh, found, pages = fresh_beside(out), parts(root, scale), environment()
     comparison = found[-1]
     total = sum(len(part.figures) for part in found) + len(found) + 1

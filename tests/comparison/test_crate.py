@@ -18,6 +18,7 @@ from common.errors import VceError
 from common.files import ROOT
 from common.parts import PARTS
 from comparison.report import crate
+from comparison.report.folders import MARK
 
 RULE = f"""
 rule verdict_figure:
@@ -93,7 +94,7 @@ def test_every_reference_leads_to_an_entity(entities):
 def test_every_file_is_there_with_its_hash_and_none_beside(built, entities):
     files = {name: entity for name, entity in entities.items() if "File" in entity["@type"]}
     there = {path.relative_to(built).as_posix() for path in built.rglob("*") if path.is_file()}
-    assert there == {*files, "ro-crate-metadata.json"}
+    assert there == {*files, "ro-crate-metadata.json", MARK}
     for name, entity in files.items():
         if name != "Snakefile":
             data = (built / name).read_bytes()
@@ -122,6 +123,14 @@ def test_a_figure_is_made_again_by_the_command_that_the_crate_records(built, ent
     assert entities[action["instrument"]["@id"]]["name"] == command[2] == "common.verdict_figure"
     subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, env=ENVIRONMENT, check=True)
     assert (tmp_path / figure).read_bytes() == (built / figure).read_bytes()
+
+
+def test_a_crate_whose_metadata_snakemake_removed_is_built_anew(root, tmp_path):
+    """As it does before it runs a job again."""
+    path = crate.build(root, SCALE, tmp_path / "crate")
+    before = path.read_bytes()
+    path.unlink()
+    assert crate.build(root, SCALE, tmp_path / "crate").read_bytes() == before
 
 
 def test_a_folder_of_somebody_else_is_left_alone(root, tmp_path):

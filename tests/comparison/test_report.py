@@ -157,6 +157,7 @@ def test_a_report_replaces_the_one_before_as_a_whole_and_nothing_else(tmp_path):
     out = tmp_path / "report"
     report_of(tmp_path, out)
     (out / "old.html").write_text("old")
+    (out / "index.html").unlink()  # as Snakemake does before it runs a job again
     report_of(tmp_path, out)
     assert not (out / "old.html").exists() and (out / "index.html").is_file()
     for folder in (tmp_path, tmp_path / "results"):
