@@ -50,10 +50,10 @@ def main() -> None:
     claims = ROOT / "results" / args.scale / args.paper / "claims.json"
     if not claims.is_file():
         raise VceError(f"{claims.relative_to(ROOT)}: not there; run `snakemake all --config scale={args.scale}` first")
-    folder, out = claims.parent, ROOT / "reference" / args.scale / f"{args.paper}.json"
+    out = ROOT / "reference" / args.scale / f"{args.paper}.json"
     cost = ROOT / "work" / args.scale / args.paper / "cost.parquet"
     write_atomic(out, json.dumps(reference(claims, cost), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    paths = pd.read_csv(folder / "tables" / "strengths.csv")[CURVE]
+    paths = pd.read_csv(claims.parent / "tables" / "strengths.csv")[CURVE]
     write_atomic(ROOT / "reference" / "curves" / args.scale / f"{args.paper}.csv", paths.to_csv(index=False))
 
 

@@ -134,8 +134,6 @@ def _conforms(crate: ROCrate) -> None:
         if crate.get(identifier) is None:
             crate.add(ContextEntity(crate, identifier, about))
     crate.root_dataset["conformsTo"] = [{"@id": identifier} for identifier in PROFILES]
-    # schema.org has no word for a hash of this kind
-    crate.metadata.extra_terms["sha256"] = "https://w3id.org/ro/terms/workflow-run#sha256"
 
 
 @one_line_errors

@@ -116,3 +116,8 @@ def report_of(root: Path, out: Path) -> Path:
 
     files = [root / "work" / SCALE / "comparison" / "batches" / "all-0.safetensors"]
     return site.build(root, SCALE, out, Path("data"), files, 0.9)
+
+
+def whole_report(root: Path) -> Path:
+    """The folder of the report of a whole run below `root`."""
+    return report_of(write_run(root), root / "results" / SCALE / "report").parent

@@ -209,6 +209,17 @@ def made(tmp_path_factory):
     patch.undo()
 
 
+def again(patch, made, names, worlds, out, *more):
+    """Explain with some methods and the nets of the whole run; the shards."""
+    mine = json.dumps({name: methods()[name] for name in names})
+    run(
+        patch, explain, "--methods", mine, "--worlds", worlds, *more, "--checkpoints",
+        f"{WORLD}={made / 'nets' / WORLD}", "--prepared", made / "prepared", "--splits", made / "splits",
+        "--seed", SEED, "--out", out,
+    )  # fmt: skip
+    return read_shards(out)
+
+
 @pytest.fixture(scope="module")
 def outcomes(made):
     return pd.read_csv(made / "results" / "tables" / "outcomes.csv").set_index(["classifier", "method"])
@@ -351,31 +362,21 @@ def test_figures_are_drawn(made, monkeypatch, tmp_path):
 
 
 def test_the_same_job_gives_the_same_bits(made, monkeypatch, tmp_path):
-    mine = json.dumps({"svce": methods()["svce"]})
-    arguments = [
-        "--methods", mine, "--worlds", world(["l2at"]), "--checkpoints", f"{WORLD}={made / 'nets' / WORLD}",
-        "--prepared", made / "prepared", "--splits", made / "splits", "--seed", SEED,
-    ]  # fmt: skip
     for name in ("a", "b"):
-        run(monkeypatch, explain, *arguments, "--out", tmp_path / f"{name}.safetensors")
+        again(monkeypatch, made, ["svce"], world(["l2at"]), tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
 def test_the_runner_up_is_asked_of_methods_that_have_a_target_and_kept_apart(made, monkeypatch, tmp_path):
     """On faces it is the other class, so that the untargeted table has both kinds of targets; of nothing else is it a
     part."""
-    mine = json.dumps({name: methods()[name] for name in ("pixel-ascent", "fido")})
-    run(
-        monkeypatch, explain, "--methods", mine, "--worlds", world(["l2at"], ["l2at"]), "--anchors", "--checkpoints",
-        f"{WORLD}={made / 'nets' / WORLD}", "--prepared", made / "prepared", "--splits", made / "splits",
-        "--seed", SEED, "--out", tmp_path / "both.safetensors",
-    )  # fmt: skip
-    drawn, runner_up = read_shards(tmp_path / "both.safetensors")
+    both, worlds = tmp_path / "both.safetensors", world(["l2at"], ["l2at"])
+    drawn, runner_up = again(monkeypatch, made, ["pixel-ascent", "fido"], worlds, both, "--anchors")
     assert (drawn.starts, runner_up.starts) == (explain.STARTS, explain.RUNNER_UP)
     assert runner_up.ids == drawn.ids[: N - 1] and torch.equal(runner_up.target, 1 - runner_up.source)
     assert set(drawn.batches) - set(runner_up.batches) == {"fido"} and "twin" in runner_up.batches
     run(
-        monkeypatch, measure, "--shards", tmp_path / "both.safetensors", "--checkpoints",
+        monkeypatch, measure, "--shards", both, "--checkpoints",
         f"{WORLD}={made / 'nets' / WORLD}", "--oracles", made / "judges", "--untargeted", "fido", "--level", 0.9,
         "--out", tmp_path / "measured", "--splits", made / "splits", "--seed", SEED,
     )  # fmt: skip
@@ -403,13 +404,8 @@ def test_of_many_classes_only_the_runner_up_is_cut():
 
 def test_what_a_method_does_to_its_arguments_is_nobody_elses(made, monkeypatch, tmp_path):
     """After a method that zeroes images, targets, training images and weights, the next one answers the same bits."""
-    alone = json.dumps({"svce": methods()["svce"]})
-    run(
-        monkeypatch, explain, "--methods", alone, "--worlds", world(["l2at"]), "--checkpoints",
-        f"{WORLD}={made / 'nets' / WORLD}", "--prepared", made / "prepared", "--splits", made / "splits",
-        "--seed", SEED, "--out", tmp_path / "alone.safetensors",
-    )  # fmt: skip
-    (expected,), (found, _) = read_shards(tmp_path / "alone.safetensors"), read_shards(made / "first.safetensors")
+    (expected,) = again(monkeypatch, made, ["svce"], world(["l2at"]), tmp_path / "alone.safetensors")
+    found, _ = read_shards(made / "first.safetensors")
     assert "spoiler" in found.batches
     assert torch.equal(found.batches["svce"].images, expected.batches["svce"].images)
     assert torch.equal(found.target, expected.target) and found.accuracy == expected.accuracy

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from jobs import failing
 from PIL import Image
-from run_of_nothing import HOSTILE, SCALE, report_of, write_comparison, write_part, write_run
+from run_of_nothing import HOSTILE, SCALE, report_of, whole_report, write_comparison, write_part
 
 from common.errors import VceError
 from common.files import ROOT
@@ -42,8 +42,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    root = write_run(tmp_path_factory.mktemp("run"))
-    return report_of(root, root / "results" / SCALE / "report").parent
+    return whole_report(tmp_path_factory.mktemp("run"))
 
 
 def test_every_part_has_a_page_with_all_claims_and_figures(report):

@@ -6,7 +6,7 @@ Needs Debian's `chromium`, which `.ci/run` installs; without it these tests are 
 import shutil
 
 import pytest
-from run_of_nothing import HOSTILE, SCALE, report_of, write_run
+from run_of_nothing import HOSTILE, whole_report
 
 from common.parts import PARTS
 
@@ -21,8 +21,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM, reason="Debian's chromium is not i
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    root = write_run(tmp_path_factory.mktemp("run"))
-    return report_of(root, root / "results" / SCALE / "report").parent
+    return whole_report(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
